@@ -1,0 +1,1 @@
+"""The agent: probes, jobs and services on one host. It needs only fleet_proto."""

@@ -1,0 +1,1 @@
+"""The controller: decides what runs where, and shows it."""

@@ -1,0 +1,127 @@
+"""The typed steps a job is made of. They mirror jobs.proto, where each field is described."""
+
+from fleet_controller.domain.base import EnvironmentVariable, Frozen
+
+
+class ToolRef(Frozen):
+    install_key: str = ""
+    name: str
+
+
+class ArtifactFile(Frozen):
+    path: str
+    size_bytes: int
+    sha256: str = ""
+    git_blob_id: str = ""
+
+
+class PythonEnvironmentStep(Frozen):
+    install_key: str
+    backend: str
+    version: str
+    python: str = ""
+    requirements: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
+    no_index: bool = False
+    torch_backend: str = ""
+    extra_index_urls: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    prerelease: bool = False
+
+
+class GitCheckoutStep(Frozen):
+    url: str
+    ref: str
+    source_key: str
+
+
+class SourceArchiveStep(Frozen):
+    url: str = ""
+    path: str = ""
+    python_sdist: str = ""
+    sha256: str = ""
+    strip_components: int = 0
+    subdirectory: str = ""
+    source_key: str
+
+
+class CmakeBuildStep(Frozen):
+    source_key: str
+    install_key: str
+    backend: str
+    version: str
+    options: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    parallel: int = 0
+    ninja: bool = False
+
+
+class AdoptEngineStep(Frozen):
+    install_key: str
+    backend: str
+    version: str
+    path: str
+    binaries: tuple[str, ...] = ()
+
+
+class HubDownloadStep(Frozen):
+    repository: str
+    commit: str
+    revision: str = "main"
+    endpoint: str = ""
+    files: tuple[ArtifactFile, ...] = ()
+    token_file: str = ""
+    offline: bool = False
+
+
+class VerifyFileStep(Frozen):
+    path: str
+    size_bytes: int | None = None
+    sha256: str = ""
+
+
+class RunToolStep(Frozen):
+    tool: ToolRef
+    arguments: tuple[str, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    stall_seconds: float = 0.0
+    deadline_seconds: float = 0.0
+    capture_output: bool = False
+
+
+class HealthProbeStep(Frozen):
+    url: str
+    timeout_seconds: float = 30.0
+
+
+class ChatProbeStep(Frozen):
+    base_url: str
+    model: str
+    prompt: str
+    max_tokens: int = 32
+    timeout_seconds: float = 120.0
+    api_key_file: str = ""
+
+
+class Step(Frozen):
+    """Exactly one kind is set."""
+
+    name: str
+    python_environment: PythonEnvironmentStep | None = None
+    git_checkout: GitCheckoutStep | None = None
+    source_archive: SourceArchiveStep | None = None
+    cmake_build: CmakeBuildStep | None = None
+    adopt_engine: AdoptEngineStep | None = None
+    hub_download: HubDownloadStep | None = None
+    verify_file: VerifyFileStep | None = None
+    run_tool: RunToolStep | None = None
+    health_probe: HealthProbeStep | None = None
+    chat_probe: ChatProbeStep | None = None
+
+
+class JobSpec(Frozen):
+    job_id: str
+    title: str
+    steps: tuple[Step, ...]
+    disk_needed_bytes: int = 0
+    environment: tuple[EnvironmentVariable, ...] = ()

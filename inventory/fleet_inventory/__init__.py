@@ -1,0 +1,1 @@
+"""Hosts, models and chips of a fleet as validated data."""

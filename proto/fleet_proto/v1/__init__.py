@@ -1,0 +1,1 @@
+"""Generated messages and stubs of package fleet.v1. Regenerate with `make proto`."""
