@@ -1,0 +1,74 @@
+"""What a plain machine lacks is skipped with its reason; in CI a skip outside the listed set fails the run."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
+_skipped: dict[str, str] = {}
+
+
+def llama_cpp_binaries() -> Path | None:
+    """The folder with the real llama.cpp binaries: FLEET_LLAMA_CPP_BIN, else the newest in CI's cache."""
+    named = os.environ.get("FLEET_LLAMA_CPP_BIN")
+    if named:
+        return Path(named) if (Path(named) / "llama-server").exists() else None
+    base = Path(
+        os.environ.get("FLEET_CI_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fleet-ci"
+    )
+    found = sorted(base.glob("llama.cpp/*/bin/llama-server"), key=lambda path: path.stat().st_mtime)
+    return found[-1].parent if found else None
+
+
+def namespaces_missing() -> str | None:
+    """Why hosts cannot be made as network namespaces here; None where they can."""
+    if sys.platform != "linux":
+        return "network namespaces need Linux"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for name in ("ip", "ssh-keygen"):
+        if shutil.which(name) is None:
+            return f"`{name}` is not installed"
+    if shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin") is None:
+        return "sshd is not installed"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    namespaces = namespaces_missing()
+    binaries = llama_cpp_binaries()
+    for item in items:
+        if namespaces and item.get_closest_marker("namespaces"):
+            item.add_marker(pytest.mark.skip(reason=namespaces))
+        if binaries is None and item.get_closest_marker("llama_cpp"):
+            item.add_marker(pytest.mark.skip(reason="llama.cpp is not built: run .ci/llama_cpp"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped[report.nodeid] = reason
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if os.environ.get("FLEET_FORBID_SKIPS") != "1":
+        return
+    allowed = [line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")]
+    surplus = {node: why for node, why in _skipped.items() if not any(node.startswith(prefix) for prefix in allowed)}
+    if surplus and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for node, why in surplus.items():
+        print(f"\nskipped, and not listed in {ALLOWED_SKIPS.name}: {node}: {why}", file=sys.stderr)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_bin() -> Path:
+    """The folder with the real llama.cpp binaries; tests that use it carry the marker llama_cpp."""
+    binaries = llama_cpp_binaries()
+    if binaries is None:
+        pytest.skip("llama.cpp is not built: run .ci/llama_cpp")
+    return binaries
