@@ -59,6 +59,7 @@ class HandshakeReply(_message.Message):
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    WARM_CONNECTIONS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     minimum_protocol: _builtins.int
     software_version: _builtins.str
@@ -67,6 +68,8 @@ class HandshakeReply(_message.Message):
     started_unix_ms: _builtins.int
     """when this process started"""
     pid: _builtins.int
+    warm_connections: _builtins.int
+    """from a controller: agents whose channel is open"""
     def __init__(
         self,
         *,
@@ -76,12 +79,15 @@ class HandshakeReply(_message.Message):
         machine_id: _builtins.str = ...,
         started_unix_ms: _builtins.int = ...,
         pid: _builtins.int = ...,
+        warm_connections: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_warm_connections", b"_warm_connections", "warm_connections", b"warm_connections"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine_id", b"machine_id", "minimum_protocol", b"minimum_protocol", "pid", b"pid", "protocol", b"protocol", "software_version", b"software_version", "started_unix_ms", b"started_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_warm_connections", b"_warm_connections", "machine_id", b"machine_id", "minimum_protocol", b"minimum_protocol", "pid", b"pid", "protocol", b"protocol", "software_version", b"software_version", "started_unix_ms", b"started_unix_ms", "warm_connections", b"warm_connections"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__warm_connections: _TypeAlias = _typing.Literal["warm_connections"]  # noqa: Y015
+    _WhichOneofArgType__warm_connections: _TypeAlias = _typing.Literal["_warm_connections", b"_warm_connections"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warm_connections) -> _WhichOneofReturnType__warm_connections | None: ...
 
 Global___HandshakeReply: _TypeAlias = HandshakeReply  # noqa: Y015
 

@@ -842,6 +842,113 @@ class BenchRequest(_message.Message):
 Global___BenchRequest: _TypeAlias = BenchRequest  # noqa: Y015
 
 @_typing.final
+class ListResultsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    """host names as recorded, globs; empty = all"""
+    model: _builtins.str
+    """empty = all"""
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResultsRequest: _TypeAlias = ListResultsRequest  # noqa: Y015
+
+@_typing.final
+class ResultRow(_message.Message):
+    """One measured figure of one bench run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
+    MEAN_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    STDDEV_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REPETITIONS_FIELD_NUMBER: _builtins.int
+    FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CHIP_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    model: _builtins.str
+    quantization: _builtins.str
+    backend: _builtins.str
+    backend_version: _builtins.str
+    test: _builtins.str
+    """"pp512", "tg128" """
+    mean_tokens_per_second: _builtins.float
+    stddev_tokens_per_second: _builtins.float
+    """absent where the tool prints none"""
+    repetitions: _builtins.int
+    finished_unix_ms: _builtins.int
+    chip: _builtins.str
+    client: _builtins.str
+    """the tool that measured: "llama-bench", "mlx_lm benchmark" """
+    artifact: _builtins.str
+    """what was measured, as given to the tool"""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        model: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        test: _builtins.str = ...,
+        mean_tokens_per_second: _builtins.float = ...,
+        stddev_tokens_per_second: _builtins.float | None = ...,
+        repetitions: _builtins.int = ...,
+        finished_unix_ms: _builtins.int = ...,
+        chip: _builtins.str = ...,
+        client: _builtins.str = ...,
+        artifact: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second", "stddev_tokens_per_second", b"stddev_tokens_per_second"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second", "artifact", b"artifact", "backend", b"backend", "backend_version", b"backend_version", "chip", b"chip", "client", b"client", "finished_unix_ms", b"finished_unix_ms", "host", b"host", "mean_tokens_per_second", b"mean_tokens_per_second", "model", b"model", "quantization", b"quantization", "repetitions", b"repetitions", "stddev_tokens_per_second", b"stddev_tokens_per_second", "test", b"test"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__stddev_tokens_per_second: _TypeAlias = _typing.Literal["stddev_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__stddev_tokens_per_second: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stddev_tokens_per_second) -> _WhichOneofReturnType__stddev_tokens_per_second | None: ...
+
+Global___ResultRow: _TypeAlias = ResultRow  # noqa: Y015
+
+@_typing.final
+class ListResultsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ResultRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResultsReply: _TypeAlias = ListResultsReply  # noqa: Y015
+
+@_typing.final
 class ShutdownControllerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

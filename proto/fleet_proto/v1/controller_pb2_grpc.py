@@ -92,6 +92,11 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
                 _registered_method=True)
+        self.ListResults = channel.unary_unary(
+                '/fleet.v1.Controller/ListResults',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Controller/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ShutdownControllerRequest.SerializeToString,
@@ -173,6 +178,12 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListResults(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -236,6 +247,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.Bench,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'ListResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResults,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -542,6 +558,33 @@ class Controller:
             '/fleet.v1.Controller/Bench',
             fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/ListResults',
+            fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.FromString,
             options,
             channel_credentials,
             insecure,

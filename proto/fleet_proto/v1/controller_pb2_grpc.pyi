@@ -50,6 +50,7 @@ class ControllerStub:
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
     Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]
     """result rows arrive as HostEvent.json"""
+    ListResults: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]
 
 @_typing.type_check_only
@@ -73,6 +74,7 @@ class ControllerAsyncStub(ControllerStub):
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
     Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """result rows arrive as HostEvent.json"""
+    ListResults: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]  # type: ignore[assignment]
 
 class ControllerServicer(metaclass=_abc_1.ABCMeta):
@@ -159,6 +161,13 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
         """result rows arrive as HostEvent.json"""
+
+    @_abc_1.abstractmethod
+    def ListResults(
+        self,
+        request: _controller_pb2.ListResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ListResultsReply, _abc.Awaitable[_controller_pb2.ListResultsReply]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(
