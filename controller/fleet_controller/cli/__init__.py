@@ -1,0 +1,1 @@
+"""The command line. Every command is a gRPC client of the controller; heavy imports happen inside commands."""

@@ -1,0 +1,66 @@
+"""The CLI's way to the controller: the resident one where it runs, else the same service inside this process."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fleet_controller.cli.failures import CommandFailure, Detached, from_rpc_error
+from fleet_controller.settings import Settings
+
+if TYPE_CHECKING:
+    from fleet_proto.v1.controller_pb2_grpc import ControllerAsyncStub
+
+Answer = TypeVar("Answer")
+
+
+@asynccontextmanager
+async def connected_controller() -> AsyncIterator["ControllerAsyncStub"]:
+    """A stub of the controller, after a handshake. Raises CommandFailure where a resident one speaks another protocol."""
+    from fleet_controller.service.client import open_stub, shake_hands
+    from fleet_controller.service.resident import find_resident
+
+    settings = Settings.from_environment()
+    if find_resident(settings) is not None:
+        async with open_stub(settings.socket_path) as stub:
+            await shake_hands(stub)
+            yield stub
+        return
+    from fleet_controller.service.server import ControllerServer
+
+    folder = settings.private_socket_folder()
+    server = ControllerServer(settings, folder / "controller.sock", resident=False)
+    try:
+        await server.start()
+        async with open_stub(server.socket_path) as stub:
+            yield stub
+    finally:
+        await server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def call(work: Coroutine[Any, Any, Answer], when_interrupted: str = "") -> Answer:
+    """Run one command's coroutine. Ctrl-C ends the command and says how to come back (`when_interrupted`)."""
+    try:
+        return asyncio.run(_translated(work))
+    except KeyboardInterrupt:
+        if when_interrupted:
+            raise Detached("detached: what was started on the hosts goes on", when_interrupted) from None
+        raise
+
+
+async def _translated(work: Coroutine[Any, Any, Answer]) -> Answer:
+    import grpc
+
+    from fleet_controller.service.client import ProtocolSkewError
+    from fleet_controller.settings import UnsafeFolderError
+
+    try:
+        return await work
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    except ProtocolSkewError as error:
+        raise CommandFailure(str(error), "run: fleet controller stop (the next command then starts a matching one)") from None
+    except UnsafeFolderError as error:
+        raise CommandFailure(str(error)) from None

@@ -1,0 +1,76 @@
+"""deploy, ps, logs, stop: models on hosts."""
+
+import typer
+
+HOSTS_HELP = "Hosts: names, globs (gpu*), @groups, !exclusions, commas."
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to the application."""
+    app.command()(deploy)
+    app.command()(ps)
+    app.command()(logs)
+    app.command()(stop)
+
+
+def deploy(
+    model: str = typer.Argument("", metavar="MODEL", help="A model of `fleet models` (name or name:quant), or a path on the hosts."),
+    hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
+    backend: str = typer.Option("", "--backend", "-b", help="llama.cpp or mlx-lm; chosen per host where not given."),
+    backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
+    quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),
+    context: int | None = typer.Option(None, "--context", "-c", min=1, help="Context length in tokens."),
+    port: int | None = typer.Option(None, "--port", "-p", min=1, max=65535, help="Port of the endpoint on the host."),
+    max_parallel: int | None = typer.Option(None, "--max-parallel", min=1, help="Requests served at once."),
+    repository: str = typer.Option("", "--repo", help="Any repository of the model hub, owner/name."),
+    engine_path: str = typer.Option("", "--engine-path", help="Folder on the hosts with binaries to use as they are."),
+    bind: str = typer.Option("", "--bind", help="Address that the endpoint listens on; 127.0.0.1 where not given."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+) -> None:
+    """Put a model on hosts: install what is missing, fetch the files, start, wait until it answers."""
+    from fleet_controller.cli.deploy_command import DeployOptions, run_deploy
+
+    run_deploy(
+        DeployOptions(
+            model, hosts, backend, backend_version, quantization, context, port, max_parallel,
+            repository, engine_path, bind, dry_run, yes, as_json,
+        )  # fmt: skip
+    )
+
+
+def ps(
+    pattern: str = typer.Argument("all", metavar="[PATTERN]", help=HOSTS_HELP),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+) -> None:
+    """Show the models that run, where, and how they are."""
+    from fleet_controller.cli.services_command import run_ps
+
+    run_ps(pattern, as_json=as_json)
+
+
+def logs(
+    model: str = typer.Argument(..., metavar="MODEL", help="Name of the service, as `fleet ps` shows it."),
+    hosts: str = typer.Option("all", "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on with new lines until Ctrl-C."),
+    tail: int = typer.Option(100, "--tail", "-n", min=0, help="So many lines of each host; 0 = everything kept."),
+) -> None:
+    """Show what a model server printed."""
+    from fleet_controller.cli.services_command import run_logs
+
+    run_logs(model, hosts, follow=follow, tail_lines=tail)
+
+
+def stop(
+    model: str = typer.Argument("", metavar="[MODEL]", help="Name of the service, as `fleet ps` shows it."),
+    hosts: str = typer.Option("all", "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
+    everything: bool = typer.Option(False, "--all", help="Every model on these hosts."),
+    remove: bool = typer.Option(False, "--remove", help="Forget the service as well; files and engines stay."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+) -> None:
+    """Stop a model on hosts."""
+    from fleet_controller.cli.services_command import StopOptions, run_stop
+
+    run_stop(StopOptions(model, hosts, everything, remove, yes, as_json))

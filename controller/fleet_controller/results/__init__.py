@@ -1,0 +1,1 @@
+"""Measured results: the columns, the store and the matrix drawn from them."""

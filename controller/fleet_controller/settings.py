@@ -1,0 +1,73 @@
+"""Where the controller keeps its things. Every path can be moved by one FLEET_* variable."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet_inventory.paths import hosts_file
+
+# sockaddr_un holds 108 bytes on Linux and 104 on macOS, the terminating zero included.
+LONGEST_SOCKET_PATH_BYTES = 100
+
+
+class UnsafeFolderError(Exception):
+    """A folder that must be ours alone is not."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders of one user's controller on this machine."""
+
+    hosts_file: Path
+    state_dir: Path
+    runtime_dir: Path
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """FLEET_HOSTS or FLEET_CONFIG_DIR, FLEET_STATE_DIR and FLEET_RUNTIME_DIR, or their usual places."""
+        state = os.environ.get("FLEET_STATE_DIR") or Path.home() / ".local" / "state" / "fleet"
+        runtime = os.environ.get("FLEET_RUNTIME_DIR") or Path("/tmp") / f"fleet-{os.getuid()}"
+        return cls(hosts_file(), Path(state).expanduser(), Path(runtime).expanduser())
+
+    @property
+    def database_file(self) -> Path:
+        return self.state_dir / "fleet.db"
+
+    @property
+    def log_file(self) -> Path:
+        return self.state_dir / "controller.log"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.state_dir / "controller.lock"
+
+    @property
+    def identity_file(self) -> Path:
+        return self.state_dir / "controller.json"
+
+    @property
+    def socket_path(self) -> Path:
+        """The resident controller's socket; beside the state, or in the runtime folder where that path is too long."""
+        beside_state = self.state_dir / "controller.sock"
+        if len(os.fsencode(beside_state)) <= LONGEST_SOCKET_PATH_BYTES:
+            return beside_state
+        key = hashlib.sha256(os.fsencode(self.state_dir)).hexdigest()[:12]
+        return self.runtime_dir / f"controller-{key}.sock"
+
+    def private_socket_folder(self) -> Path:
+        """A fresh folder of mode 0700 for the socket of an embedded controller."""
+        return Path(tempfile.mkdtemp(prefix="cli-", dir=private_folder(self.runtime_dir)))
+
+
+def private_folder(path: Path) -> Path:
+    """`path` as an existing folder of mode 0700 that is ours. Raises UnsafeFolderError where it is someone else's."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UnsafeFolderError(f"{path} is not a folder of yours; remove it or set FLEET_RUNTIME_DIR to another one")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(0o700)
+    return path
