@@ -1,0 +1,41 @@
+"""Which environment variables a host's entry may set; the agent has the same list and refuses the rest."""
+
+import re
+
+EXACT = (
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "HF_TOKEN_PATH",
+    "HF_HUB_DISABLE_XET",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "OMP_NUM_THREADS",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "UV_PYTHON_INSTALL_MIRROR",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "UV_FIND_LINKS",
+    "TOKENIZERS_PARALLELISM",
+)
+PREFIXES = ("LLAMA_", "GGML_", "MLX_", "VLLM_", "SGLANG_")
+KEY_PATTERN = f"^(?:{'|'.join(EXACT)}|(?:{'|'.join(PREFIXES)})[A-Z0-9_]+)$"
+
+_SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
+
+
+def is_allowed(key: str) -> bool:
+    """Whether the agent takes this variable."""
+    return re.match(KEY_PATTERN, key) is not None
+
+
+def refusal(key: str) -> str:
+    """Why `key` is refused, and what may be set instead."""
+    if key in _SECRETS:
+        return "a token does not belong in this file; put it into a file on the host and set HF_TOKEN_PATH"
+    allowed = ", ".join((*EXACT, *(f"{prefix}*" for prefix in PREFIXES)))
+    if is_allowed(key.upper()):
+        return f"this variable may not be set; did you mean '{key.upper()}'?"
+    return f"this variable may not be set; allowed: {allowed}"
