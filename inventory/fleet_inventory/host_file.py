@@ -14,7 +14,7 @@ from fleet_inventory.sizes import parse_bytes
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # One hop of a jump: [user@]host[:port]; nothing that ssh could read as an option or a shell as more than a word.
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]?)\Z")
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._+-]*|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]?)\Z")
 _HOP = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z"
 )
@@ -55,12 +55,17 @@ def _name(value: str) -> str:
     return value
 
 
+def is_address(value: str) -> bool:
+    """Whether `value` can be an address in hosts.yaml: a host name, an IP address or an ssh_config alias."""
+    return _ADDRESS.match(value) is not None
+
+
 def _address(value: str) -> str:
     if "@" in value:
         raise ValueError(f"has a user in it; write 'user: {value.split('@', 1)[0]}' on a line of its own")
     if re.fullmatch(r"[A-Za-z0-9._-]+:[0-9]+", value):
         raise ValueError(f"has a port in it; write 'port: {value.rsplit(':', 1)[1]}' on a line of its own")
-    if not _ADDRESS.match(value):
+    if not is_address(value):
         raise ValueError(f"'{value}' is no host name, IP address or ssh_config alias")
     return value
 

@@ -1,7 +1,7 @@
 """The hosts of a fleet, as hosts.yaml gives them."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -75,17 +75,21 @@ def _verbatim(path: KeyPath) -> bool:
 
 def _dangling(document: Document) -> list[tuple[int, str]]:
     """Members of groups that are no hosts. It looks at the raw data, to find them in a file with other faults, too."""
-    sections = document.data if isinstance(document.data, dict) else {}
-    hosts, groups = (sections.get(key) if isinstance(sections.get(key), dict) else {} for key in ("hosts", "groups"))
+    hosts, groups = _section(document, "hosts"), _section(document, "groups")
     problems = []
     for name, group in groups.items():
         members = group.get("hosts") if isinstance(group, dict) else group
         listed = members.split(",") if isinstance(members, str) else members if isinstance(members, list) else ()
         for index, member in enumerate(listed):
             if isinstance(member, str) and member.strip() not in hosts:
-                path = ("groups", name, "hosts", index) if isinstance(group, dict) else ("groups", name, index)
+                path: KeyPath = ("groups", name, "hosts", index) if isinstance(group, dict) else ("groups", name, index)
                 problems.append(line_message(document, path, f"no host '{member}'" + did_you_mean(member, hosts)))
     return problems
+
+
+def _section(document: Document, key: str) -> dict[str, Any]:
+    section = document.data.get(key) if isinstance(document.data, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def _resolve(file: HostsFile) -> dict[str, Host]:

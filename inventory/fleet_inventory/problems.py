@@ -14,6 +14,8 @@ from fleet_inventory.document import Document, KeyPath
 def near(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Up to `limit` of `known` that look like `name`, best first, compared without case."""
     by_lower = {candidate.lower(): candidate for candidate in known}
+    if name.lower() in by_lower:
+        return [by_lower[name.lower()]]
     found = difflib.get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.6)
     return [by_lower[lower] for lower in found]
 

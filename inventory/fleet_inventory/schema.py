@@ -12,7 +12,7 @@ _DEFAULT_PATH = Path("docs/hosts.schema.json")
 
 def hosts_schema() -> dict[str, object]:
     """The schema as plain data. It knows the shape, not what depends on several keys together."""
-    return {"$schema": DIALECT, "title": "fleet hosts.yaml"} | HostsFile.model_json_schema()
+    return {"$schema": DIALECT} | HostsFile.model_json_schema() | {"title": "fleet hosts.yaml"}
 
 
 def schema_text() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import yaml
 
 from fleet_inventory.base import Frozen
-from fleet_inventory.host_file import NAME_PATTERN, Transport
+from fleet_inventory.host_file import NAME_PATTERN, Transport, is_address
 from fleet_inventory.ssh_config import SshConfigHost
 
 
@@ -21,12 +21,12 @@ class TemplateHost(Frozen):
 
 
 _TOP = """\
-# The machines that fleet manages.
-#
-# As in sshd_config, a line that starts with '#' and no space is an example: take the '#' away to use it.
-# After a change: 'fleet hosts' shows whether the file is understood and who answers.
+## The machines that fleet manages.
+##
+## A line that starts with one '#' is an example: take the '#' away to use it.
+## After a change: 'fleet hosts' shows whether the file is understood and who answers.
 
-# What holds for every host that does not say otherwise.
+## What holds for every host that does not say otherwise.
 defaults:
 #  user: lab                         # login name; without it, ssh_config decides
 #  port: 22                          # SSH port; without it, ssh_config decides
@@ -41,7 +41,7 @@ defaults:
 #    max_services: 4                 # model servers at the same time
 #    ports: 8100-8199                # ports that model servers may take
 
-# A group gives its members a name ('fleet hosts @gpus') and may carry the same settings as 'defaults'.
+## A group gives its members a name ('fleet hosts @gpus') and may carry the same settings as 'defaults'.
 groups:
 #  gpus:
 #    environment:
@@ -49,8 +49,8 @@ groups:
 #  macs:
 #    model_dir: /Users/Shared/models
 
-# The hosts. The name is what you type; the address is a host name, an IP address or an alias of ~/.ssh/config,
-# and the name itself where it is not given.
+## The hosts. The name is what you type; the address is a host name, an IP address or an alias of ~/.ssh/config,
+## and the name itself where it is not given.
 hosts:
 """
 
@@ -82,13 +82,16 @@ def render_hosts_yaml(hosts: Sequence[TemplateHost] = ()) -> str:
     if len(set(names)) != len(names):
         raise ValueError("two hosts have the same name")
     lines = "".join(_entry(host) for host in hosts)
-    return _TOP + lines + ("\n# More examples:\n" if hosts else "") + _without(_EXAMPLES, names)
+    return _TOP + lines + ("\n## More examples:\n" if hosts else "") + _without(_EXAMPLES, names)
 
 
 def template_hosts(found: Sequence[SshConfigHost]) -> list[TemplateHost]:
-    """Hosts of ssh_config under their alias, or under a name made from it where the alias is no fleet name."""
+    """Hosts of ssh_config under their alias, or under a name made from it where the alias is no fleet name.
+
+    An alias that hosts.yaml does not take as an address (quotes, slashes) is left out.
+    """
     hosts: dict[str, TemplateHost] = {}
-    for entry in found:
+    for entry in (entry for entry in found if is_address(entry.alias)):
         name = _free(_as_name(entry.alias), hosts)
         shown = f"{entry.user}@{entry.host_name}" if entry.user and entry.host_name else entry.host_name or ""
         remark = "from ssh_config" + (f": {shown}" if shown else "")
