@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandle
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from fleet_inventory.allowlists import KEY_PATTERN, TOOLS, is_allowed, refusal
 from fleet_inventory.base import Frozen
-from fleet_inventory.environment import KEY_PATTERN, is_allowed, refusal
 from fleet_inventory.sizes import parse_bytes
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -102,6 +102,12 @@ def _environment_key(value: str) -> str:
     return value
 
 
+def _tool(value: str) -> str:
+    if value not in TOOLS:
+        raise ValueError(f"the agent runs no such tool; it knows: {', '.join(TOOLS)}")
+    return value
+
+
 def _ports(value: object) -> object:
     match = _PORTS.match(value) if isinstance(value, str) else None
     ends = match.groups() if match else value if isinstance(value, list | tuple) and len(value) == 2 else None
@@ -145,7 +151,9 @@ Environment = Annotated[
     JsonExtra(propertyNames={"pattern": KEY_PATTERN}),
 ]
 Labels = Annotated[dict[Name, Text], JsonExtra(propertyNames={"pattern": NAME_PATTERN})]
-Tools = Annotated[dict[Name, AbsolutePath], JsonExtra(propertyNames={"pattern": NAME_PATTERN})]
+Tools = Annotated[
+    dict[Annotated[str, AfterValidator(_tool)], AbsolutePath], JsonExtra(propertyNames={"enum": list(TOOLS)})
+]
 
 
 class LimitsSettings(Frozen):

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fleet_inventory.allowlists import is_allowed, refusal
 from fleet_inventory.base import CatalogError, Frozen
-from fleet_inventory.environment import is_allowed, refusal
 from fleet_inventory.host_file import Text
 from fleet_inventory.problems import near
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fleet_agent import configuration
+from fleet_inventory import allowlists
 from fleet_inventory.hosts import InventoryError, Limits, PortRange, Transport, load_inventory
 
 
@@ -143,6 +145,8 @@ hosts:
         ("memory_reserve: 2 GB", "unknown key; known here: user, port"),
         ("limits: {memory_reserve_bytes: 2}", "unknown key, did you mean 'memory_reserve'?"),
         ("limits: {ports: 8100}", "must be a range of ports like '8100-8199', not 8100"),
+        ("tools: {bash: /bin/bash}", "the agent runs no such tool; it knows: git, cmake"),
+        ("tools: {git: git}", "must be an absolute path"),
         ("groups: [all]", "'all' means every host"),
     ],
 )
@@ -216,3 +220,9 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "hosts.yaml").write_bytes(b"hosts:\n  caf\xe9:\n")
     with pytest.raises(InventoryError, match="not UTF-8 text"):
         load_inventory(tmp_path / "hosts.yaml")
+
+
+def test_the_agent_allows_what_the_file_allows() -> None:
+    assert set(allowlists.EXACT) == configuration.ALLOWED_ENVIRONMENT
+    assert allowlists.PREFIXES == configuration.ALLOWED_ENVIRONMENT_PREFIXES
+    assert allowlists.TOOLS == configuration.ALLOWED_TOOLS

@@ -1,4 +1,4 @@
-"""Which environment variables a host's entry may set; the agent has the same list and refuses the rest."""
+"""Which environment variables and tools a host's entry may name; the agent has the same lists and refuses the rest."""
 
 import re
 
@@ -14,6 +14,9 @@ EXACT = (
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
     "UV_PYTHON_INSTALL_MIRROR",
     "UV_INDEX_URL",
     "UV_DEFAULT_INDEX",
@@ -21,6 +24,7 @@ EXACT = (
     "TOKENIZERS_PARALLELISM",
 )
 PREFIXES = ("LLAMA_", "GGML_", "MLX_", "VLLM_", "SGLANG_")
+TOOLS = ("git", "cmake", "ninja", "make", "uv", "lms", "brew", "nvcc", "python3")
 KEY_PATTERN = f"^(?:{'|'.join(EXACT)}|(?:{'|'.join(PREFIXES)})[A-Z0-9_]+)$"
 
 _SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
