@@ -1,7 +1,9 @@
 """The CLI's way to the controller: the resident one where it runs, else the same service inside this process."""
 
 import asyncio
+import shlex
 import shutil
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,13 +42,20 @@ async def connected_controller() -> AsyncIterator["ControllerAsyncStub"]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def typed_command() -> str:
+    """The command as the user typed it, to be repeated."""
+    return shlex.join(["fleet", *sys.argv[1:]])
+
+
 def call(work: Coroutine[Any, Any, Answer], when_interrupted: str = "") -> Answer:
-    """Run one command's coroutine. Ctrl-C ends the command and says how to come back (`when_interrupted`)."""
+    """Run one command's coroutine. Ctrl-C ends it; with `when_interrupted`, the command that comes back is named."""
     try:
         return asyncio.run(_translated(work))
     except KeyboardInterrupt:
         if when_interrupted:
-            raise Detached("detached: what was started on the hosts goes on", when_interrupted) from None
+            raise Detached(
+                "detached: what was started on the hosts goes on", f"to come back, repeat: {when_interrupted}"
+            ) from None
         raise
 
 

@@ -22,7 +22,7 @@ def deploy(
     context: int | None = typer.Option(None, "--context", "-c", min=1, help="Context length in tokens."),
     port: int | None = typer.Option(None, "--port", "-p", min=1, max=65535, help="Port of the endpoint on the host."),
     max_parallel: int | None = typer.Option(None, "--max-parallel", min=1, help="Requests served at once."),
-    repository: str = typer.Option("", "--repo", help="Any repository of the model hub, owner/name."),
+    repository: str = typer.Option("", "--repo", "--repository", help="Any repository of the model hub, owner/name."),
     engine_path: str = typer.Option("", "--engine-path", help="Folder on the hosts with binaries to use as they are."),
     bind: str = typer.Option("", "--bind", help="Address that the endpoint listens on; 127.0.0.1 where not given."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),

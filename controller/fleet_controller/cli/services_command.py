@@ -1,0 +1,149 @@
+"""What `fleet ps`, `fleet logs` and `fleet stop` do."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from fleet_proto.v1 import controller_pb2, services_pb2
+
+from fleet_controller.cli.client import call, connected_controller, typed_command
+from fleet_controller.cli.events import finish_events, follow_events
+from fleet_controller.cli.failures import SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.messages import plain, word_of
+from fleet_controller.cli.output import GREEN, RED, YELLOW, confirm, duration, gibibytes, print_json, print_table
+
+PS_COLUMNS = ("HOST", "MODEL", "STATE", "BACKEND", "QUANT", "CONTEXT", "ENDPOINT", "SINCE", "MEMORY", "RESTARTS")
+STATE_STYLES = {"ready": GREEN, "starting": YELLOW, "backing-off": YELLOW, "unhealthy": RED, "failed": RED}
+
+
+def run_ps(pattern: str, as_json: bool) -> None:
+    """Print the services; exit code 1 where a host did not answer."""
+    hosts = call(_fetch_services(pattern))
+    if as_json:
+        print_json({"hosts": [plain(host) for host in hosts]})
+    else:
+        rows = [_row(host.host, service) for host in hosts for service in host.services]
+        if rows:
+            print_table(PS_COLUMNS, rows, STATE_STYLES)
+        else:
+            print("no model is deployed on these hosts", file=sys.stderr)
+        for host in hosts:
+            for service in host.services:
+                if service.HasField("problem"):
+                    report(f"{host.host}: {service.spec.name}: {service.problem.message}", service.problem.remedy)
+            if host.HasField("problem"):
+                report(f"{host.host}: {host.problem.message}", host.problem.remedy)
+    if any(host.HasField("problem") for host in hosts):
+        raise typer.Exit(SOME_HOST_FAILED)
+
+
+async def _fetch_services(pattern: str) -> list[controller_pb2.HostServices]:
+    async with connected_controller() as controller:
+        found = [host async for host in controller.ListServices(controller_pb2.HostSelection(pattern=pattern))]
+    return sorted(found, key=lambda host: host.host)
+
+
+def _row(host: str, service: services_pb2.ServiceStatus) -> tuple[str, ...]:
+    spec = service.spec
+    runs = service.HasField("process")
+    memory = service.gpu_memory_bytes if service.HasField("gpu_memory_bytes") else service.resident_bytes
+    known = service.HasField("gpu_memory_bytes") or service.HasField("resident_bytes")
+    since = duration(time.time() - service.started_unix_ms / 1000) if service.HasField("started_unix_ms") else "-"
+    return (
+        host,
+        spec.name,
+        word_of(service, "state"),
+        f"{spec.backend} {spec.backend_version}".strip(),
+        spec.quantization or "-",
+        f"{spec.context_length:,}" if spec.context_length else "-",
+        f"http://{spec.bind_address}:{spec.port}/v1" if runs else "-",
+        since if runs else "-",
+        gibibytes(memory) if runs and known else "-",
+        str(service.restarts),
+    )
+
+
+def run_logs(model: str, pattern: str, follow: bool, tail_lines: int) -> None:
+    """Print a service's log; with several hosts each line carries its host's name."""
+    try:
+        failed = call(_print_logs(model, pattern, follow, tail_lines))
+    except KeyboardInterrupt:
+        return  # the ordinary end of `-f`
+    if failed:
+        raise typer.Exit(SOME_HOST_FAILED)
+
+
+async def _print_logs(model: str, pattern: str, follow: bool, tail_lines: int) -> bool:
+    request = controller_pb2.ReadLogsRequest(pattern=pattern, model=model, follow=follow, tail_lines=tail_lines)
+    problems: dict[str, Any] = {}
+    unfinished: dict[str, bytes] = {}
+    async with connected_controller() as controller:
+        async for chunk in controller.ReadLogs(request):
+            if chunk.HasField("problem"):
+                problems[chunk.host] = chunk.problem
+                continue
+            *lines, rest = (unfinished.get(chunk.host, b"") + chunk.data).split(b"\n")
+            unfinished[chunk.host] = rest
+            for line in lines:
+                _print_line(chunk.host, line)
+            sys.stdout.flush()
+    for host, rest in unfinished.items():
+        if rest:
+            _print_line(host, rest)
+    not_deployed = {host for host, problem in problems.items() if problem.code == "not-deployed"}
+    elsewhere = bool(unfinished) and pattern == "all"  # `fleet logs MODEL` means: wherever it is deployed
+    shown = {host: problem for host, problem in problems.items() if not (elsewhere and host in not_deployed)}
+    for host, problem in sorted(shown.items()):
+        report(f"{host}: {problem.message}", problem.remedy)
+    return bool(shown)
+
+
+def _print_line(host: str, line: bytes) -> None:
+    print(f"{host}: {line.decode('utf-8', 'replace')}")
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    model: str
+    pattern: str
+    everything: bool
+    remove: bool
+    yes: bool
+    as_json: bool
+
+
+def run_stop(options: StopOptions) -> None:
+    """Show what would stop, ask, stop it."""
+    if bool(options.model) == options.everything:
+        raise UsageFailure("name a model, or give --all", "fleet ps shows what runs")
+    call(_stop(options), when_interrupted=typed_command())
+
+
+async def _stop(options: StopOptions) -> None:
+    selection = controller_pb2.HostSelection(pattern=options.pattern)
+    request = controller_pb2.StopServicesRequest(
+        pattern=options.pattern, model=options.model, all=options.everything, remove=options.remove
+    )
+    async with connected_controller() as controller:
+        hosts = [host async for host in controller.ListServices(selection)]
+        doomed = [
+            (host.host, service)
+            for host in sorted(hosts, key=lambda host: host.host)
+            for service in host.services
+            if (options.everything or service.spec.name == options.model)
+            and (options.remove or service.desired == services_pb2.DESIRED_STATE_RUNNING)
+        ]
+        for host, service in doomed:
+            verb = "stop and forget" if options.remove else "stop"
+            print(f"{host}: {verb} {service.spec.name} ({word_of(service, 'state')})", file=sys.stderr)
+        if doomed and not confirm(f"Stop {len(doomed)}?", options.yes):
+            raise typer.Exit(0)
+        finished = await follow_events(controller.StopServices(request), quiet=options.as_json)
+    known = {service.spec.name for host in hosts for service in host.services}
+    unreached = any(host.HasField("problem") for host in hosts)
+    if options.model and options.model not in known and not unreached:
+        there_is = f"deployed: {', '.join(sorted(known))}" if known else "no model is deployed on these hosts"
+        raise UsageFailure(f"{options.model} is not deployed; {there_is}")
+    finish_events(finished, options.as_json)

@@ -1,0 +1,94 @@
+"""List, stop and read the model servers of many hosts."""
+
+from collections.abc import AsyncGenerator
+
+from fleet_inventory.hosts import Host
+
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.events import HostEvent
+from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.fanout import as_they_finish, merged
+from fleet_controller.operations.problems import problem_of
+from fleet_controller.operations.reports import HostServices, LogPiece
+from fleet_controller.transport.errors import AgentRefused
+
+
+async def list_services(context: FleetContext, pattern: str) -> AsyncGenerator[HostServices]:
+    """The services of each host, in the order of the answers."""
+
+    async def of_host(host: Host) -> HostServices:
+        try:
+            async with context.pool.client(host) as agent:
+                return HostServices(host=host.name, services=await agent.list_services(), reachable=True)
+        except Exception as error:
+            return HostServices(host=host.name, problem=problem_of(error, host.name))
+
+    async for found in as_they_finish(context.select(pattern), of_host):
+        yield found
+
+
+async def stop_services(
+    context: FleetContext, pattern: str, model: str, everything: bool, remove: bool
+) -> AsyncGenerator[HostEvent]:
+    """Stop `model`, or everything, on each host; ends with one `done` event a host."""
+    hosts = context.select(pattern)
+    streams = [_stop_on(context, host, model, everything, remove) for host in hosts]
+    async for event in merged(streams):
+        yield event
+
+
+async def _stop_on(
+    context: FleetContext, host: Host, model: str, everything: bool, remove: bool
+) -> AsyncGenerator[HostEvent]:
+    name = host.name
+    try:
+        async with context.pool.client(host) as agent:
+            present = await agent.list_services()
+            chosen = [status for status in present if everything or status.spec.name == model]
+            running = [status for status in chosen if remove or status.desired != DesiredState.STOPPED]
+            for status in running:
+                yield HostEvent(host=name, stage="stop", message=f"stopping {status.spec.name}")
+                await agent.stop_service(status.spec.name, remove=remove)
+            yield HostEvent(host=name, stage="stop", message=_stopped(chosen, running, model), done=True, changed=bool(running))
+    except Exception as error:
+        yield HostEvent(host=name, stage="stop", done=True, problem=problem_of(error, name))
+
+
+def _stopped(chosen: list[ServiceStatus], running: list[ServiceStatus], model: str) -> str:
+    if running:
+        return "stopped " + ", ".join(status.spec.name for status in running)
+    if chosen:
+        return f"{model or 'everything'} is stopped already; nothing to change"
+    return f"{model or 'nothing'} is not deployed here; nothing to change" if model else "nothing runs here"
+
+
+async def read_logs(
+    context: FleetContext, pattern: str, model: str, tail_lines: int, follow: bool
+) -> AsyncGenerator[LogPiece]:
+    """Pieces of a service's log from each host; with `follow` it goes on until the caller leaves."""
+    hosts = context.select(pattern)
+    async for piece in merged([_read_on(context, host, model, tail_lines, follow) for host in hosts]):
+        yield piece
+
+
+async def _read_on(
+    context: FleetContext, host: Host, model: str, tail_lines: int, follow: bool
+) -> AsyncGenerator[LogPiece]:
+    try:
+        async with context.pool.client(host) as agent:
+            names = [status.spec.name for status in await agent.list_services()]
+            if model not in names:
+                yield LogPiece(host=host.name, service=model, problem=_not_deployed(model, names))
+                return
+            async for data in agent.read_log(model, tail_lines=tail_lines, follow=follow):
+                yield LogPiece(host=host.name, service=model, data=data)
+    except AgentRefused as error:
+        yield LogPiece(host=host.name, service=model, problem=error.problem)
+    except Exception as error:
+        yield LogPiece(host=host.name, service=model, problem=problem_of(error, host.name))
+
+
+def _not_deployed(model: str, names: list[str]) -> Problem:
+    there_is = f"deployed here: {', '.join(names)}" if names else "no model is deployed here"
+    return Problem(code="not-deployed", message=f"{model} is not deployed here; {there_is}", remedy="fleet ps")

@@ -1,0 +1,48 @@
+"""One controller on one unix socket: builds the parts, serves, and takes them down again."""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import grpc
+from fleet_proto.v1.controller_pb2_grpc import add_ControllerServicer_to_server
+
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.service.client import LARGEST_MESSAGE_BYTES
+from fleet_controller.service.servicer import ControllerServicer
+from fleet_controller.settings import Settings, private_folder
+
+STOP_GRACE_SECONDS = 2.0
+
+
+class ControllerServer:
+    """The service behind `socket_path` (mode 0600 in a folder of mode 0700)."""
+
+    def __init__(self, settings: Settings, socket_path: Path, resident: bool) -> None:
+        self.socket_path = socket_path
+        self.asked_to_end = asyncio.Event()
+        self._context = FleetContext(settings)
+        self._resident = resident
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Returns once the socket takes calls. The caller holds the lock where it is a resident one's path."""
+        private_folder(self.socket_path.parent)
+        self.socket_path.unlink(missing_ok=True)  # of a controller that was killed
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES)])
+        servicer = ControllerServicer(self._context, int(time.time() * 1000), self.asked_to_end.set)
+        add_ControllerServicer_to_server(servicer, server)
+        previous = os.umask(0o177)  # the socket is born with mode 0600
+        try:
+            server.add_insecure_port(f"unix:{self.socket_path}")
+        finally:
+            os.umask(previous)
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """Ends calls and connections. Jobs and services on the hosts go on."""
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_SECONDS if self._resident else 0)
+        await self._context.close()

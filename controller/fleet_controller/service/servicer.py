@@ -1,0 +1,172 @@
+"""The calls of controller.proto: wire types in and out, the operations in between."""
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
+from fleet_proto.v1 import common_pb2, controller_pb2
+from fleet_proto.v1.controller_pb2_grpc import ControllerServicer as GeneratedServicer
+from google.protobuf.message import Message
+
+from fleet_controller.domain.base import Frozen, Problem
+from fleet_controller.domain.events import AgentAction, HostKeyQuestion
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.service.protocol import software_version
+from fleet_controller.state import NewerDatabaseError
+from fleet_controller.wire import from_wire, to_wire
+
+PROBLEM_METADATA_KEY = "fleet-problem-bin"
+
+
+class ControllerServicer(GeneratedServicer):
+    """Each method imports its operation when called, so that a short command loads little."""
+
+    def __init__(self, context: FleetContext, started_unix_ms: int, end: Callable[[], None]) -> None:
+        self._context = context
+        self._started_unix_ms = started_unix_ms
+        self._end = end
+
+    async def Handshake(self, request: Any, context: Any) -> common_pb2.HandshakeReply:
+        return common_pb2.HandshakeReply(
+            protocol=PROTOCOL,
+            minimum_protocol=MINIMUM_PROTOCOL,
+            software_version=software_version(),
+            started_unix_ms=self._started_unix_ms,
+            pid=os.getpid(),
+            warm_connections=self._context.warm_connections(),
+        )
+
+    async def GetHosts(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.hosts import report_hosts
+
+        reports = report_hosts(self._context, request.pattern, request.refresh)
+        async for message in _stream(reports, controller_pb2.HostReport, context):
+            yield message
+
+    async def Up(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.agents import UpRequest, bring_up
+
+        wanted = UpRequest(request.pattern, request.transport, request.wheel_folder, request.force)
+        async for message in _stream(bring_up(self._context, wanted), controller_pb2.HostEvent, context):
+            yield message
+
+    async def TrustHostKey(self, request: Any, context: Any) -> controller_pb2.TrustHostKeyReply:
+        from fleet_controller.transport.known_hosts import trust_host_key
+
+        try:
+            trust_host_key(from_wire(HostKeyQuestion, request.question))
+        except (ValueError, OSError) as error:
+            await _abort(context, OperationError("host-key", f"the key was not written down: {error}"))
+        return controller_pb2.TrustHostKeyReply()
+
+    async def ManageAgents(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.agents import manage_agents
+
+        action = AgentAction(controller_pb2.AgentAction.Name(request.action))
+        events = manage_agents(self._context, request.pattern, action, request.purge)
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
+    async def PlanDeploy(self, request: Any, context: Any) -> controller_pb2.DeployPlan:
+        from fleet_controller.operations.planning import plan_deploy
+
+        try:
+            plan = await plan_deploy(self._context, from_wire(DeployRequest, request))
+        except Exception as error:
+            await _abort(context, error)
+        hosts = [to_wire(host.shown, controller_pb2.HostPlan) for host in plan.hosts]
+        return controller_pb2.DeployPlan(plan_id=plan.plan_id, hosts=hosts)
+
+    async def Deploy(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.deploy import deploy
+
+        events = deploy(self._context, request.plan_id, tuple(request.hosts))
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListServices(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.services import list_services
+
+        async for message in _stream(
+            list_services(self._context, request.pattern), controller_pb2.HostServices, context
+        ):
+            yield message
+
+    async def StopServices(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.services import stop_services
+
+        events = stop_services(self._context, request.pattern, request.model, request.all, request.remove)
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
+    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.services import read_logs
+
+        pieces = read_logs(self._context, request.pattern, request.model, request.tail_lines, request.follow)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    problem = to_wire(piece.problem, common_pb2.Problem) if piece.problem else None
+                    yield controller_pb2.HostLogChunk(
+                        host=piece.host, service=piece.service, data=piece.data, problem=problem
+                    )
+        except Exception as error:
+            await _abort(context, error)
+
+    async def Bench(self, request: Any, context: Any) -> AsyncIterator[Message]:
+        from fleet_controller.operations.bench import BenchRequest, bench
+
+        wanted = BenchRequest(
+            request.model, request.pattern, request.prompt_tokens, request.generation_tokens, request.repetitions
+        )
+        async for message in _stream(bench(self._context, wanted), controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListResults(self, request: Any, context: Any) -> controller_pb2.ListResultsReply:
+        from fleet_controller.results.store import load_results
+
+        try:
+            results = load_results(self._context.database, request.pattern, request.model)
+        except Exception as error:
+            await _abort(context, error)
+        names = {field.name for field in controller_pb2.ResultRow.DESCRIPTOR.fields}
+        rows = [
+            controller_pb2.ResultRow(**{k: v for k, v in result.model_dump(exclude_none=True).items() if k in names})
+            for result in results
+        ]
+        return controller_pb2.ListResultsReply(rows=rows)
+
+    async def Shutdown(self, request: Any, context: Any) -> controller_pb2.ShutdownControllerReply:
+        self._end()
+        return controller_pb2.ShutdownControllerReply()
+
+
+async def _stream(values: AsyncGenerator[Any], message: type[Message], context: Any) -> AsyncIterator[Message]:
+    """The values as messages; an error of the whole call ends it with a status and a Problem."""
+    try:
+        async with aclosing(values):
+            async for value in values:
+                yield to_wire(value, message)
+    except Exception as error:
+        await _abort(context, error)
+
+
+async def _abort(context: Any, error: Exception) -> NoReturn:
+    usage = isinstance(error, OperationError) and error.usage
+    if isinstance(error, NewerDatabaseError):
+        problem = Problem(code="database", message=str(error))
+    else:
+        problem = problem_of(error)
+    status = grpc.StatusCode.INVALID_ARGUMENT if usage else grpc.StatusCode.FAILED_PRECONDITION
+    metadata = ((PROBLEM_METADATA_KEY, _serialized(problem)),)
+    await context.abort(status, problem.message.splitlines()[0][:500], trailing_metadata=metadata)
+    raise AssertionError("abort raises")
+
+
+def _serialized(problem: Frozen) -> bytes:
+    return to_wire(problem, common_pb2.Problem).SerializeToString()
