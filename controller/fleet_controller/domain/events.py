@@ -1,5 +1,7 @@
 """What happened on one host, for people and for machines. They mirror controller.proto."""
 
+from enum import StrEnum
+
 from pydantic import ConfigDict, Field
 
 from fleet_controller.domain.base import Frozen, Problem
@@ -36,3 +38,11 @@ class HostEvent(Frozen):
     problem: Problem | None = None
     host_key: HostKeyQuestion | None = None
     result_json: str = Field(default="", alias="json")
+
+
+class AgentAction(StrEnum):
+    UNSPECIFIED = "AGENT_ACTION_UNSPECIFIED"
+    STATUS = "AGENT_ACTION_STATUS"
+    UPGRADE = "AGENT_ACTION_UPGRADE"
+    RESTART = "AGENT_ACTION_RESTART"
+    REMOVE = "AGENT_ACTION_REMOVE"

@@ -1,0 +1,11 @@
+"""Model files that a host holds. They mirror artifacts.proto; sizes are bytes."""
+
+from fleet_controller.domain.base import Frozen
+
+
+class Artifact(Frozen):
+    repository: str
+    commit: str = ""
+    revisions: tuple[str, ...] = ()
+    size_bytes: int = 0
+    files: tuple[str, ...] = ()

@@ -1,0 +1,198 @@
+"""The agent's calls as coroutines: frozen models in, frozen models out, one error tree."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+import grpc
+from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
+from fleet_proto.v1 import agent_pb2, artifacts_pb2, common_pb2, hosts_pb2, jobs_pb2, services_pb2
+from fleet_proto.v1.agent_pb2_grpc import AgentStub
+from google.protobuf.message import Message
+
+from fleet_controller.domain.agents import AgentIdentity
+from fleet_controller.domain.artifacts import Artifact
+from fleet_controller.domain.base import Frozen, Problem
+from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.jobs import JobEvent, JobStatus
+from fleet_controller.domain.services import ServiceSpec, ServiceStatus
+from fleet_controller.domain.steps import JobSpec
+from fleet_controller.transport.errors import AgentRefused, HostUnreachable, NoAgent, ProtocolSkew, TransportError
+from fleet_controller.wire import from_wire, to_wire
+
+PROBLEM_METADATA_KEY = "fleet-problem-bin"
+HANDSHAKE_TIMEOUT_SECONDS = 10.0
+CALL_TIMEOUT_SECONDS = 20.0
+FACTS_TIMEOUT_SECONDS = 30.0
+# CancelJob and StopService block until a process tree is gone.
+STOP_TIMEOUT_SECONDS = 90.0
+
+Model = TypeVar("Model", bound=Frozen)
+Reply = TypeVar("Reply")
+
+
+def software_version() -> str:
+    """The version of this distribution, for messages only; "0" when it runs from files that nobody installed."""
+    try:
+        return version("llmfleet-controller")
+    except PackageNotFoundError:
+        return "0"
+
+
+def open_channel(socket_path: str) -> grpc.aio.Channel:
+    """A channel to the unix socket at `socket_path`. It connects lazily and shares no connection with others."""
+    return grpc.aio.insecure_channel(
+        f"unix:{socket_path}",
+        options=[
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.default_authority", "localhost"),
+            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+class AgentClient:
+    """One agent, through one channel. Every method raises a TransportError and nothing else of gRPC's.
+
+    `link_is_closed` tells a broken connection from a missing agent, since gRPC says "unavailable" to both.
+    """
+
+    def __init__(
+        self, host: str, channel: grpc.aio.Channel, link_is_closed: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.host = host
+        self.channel = channel
+        self._stub: Any = AgentStub(channel)
+        self._link_is_closed = link_is_closed
+
+    async def handshake(self, timeout_seconds: float = HANDSHAKE_TIMEOUT_SECONDS) -> AgentIdentity:
+        """Raises ProtocolSkew where the two protocol ranges do not meet."""
+        request = common_pb2.HandshakeRequest(
+            protocol=PROTOCOL, minimum_protocol=MINIMUM_PROTOCOL, software_version=software_version()
+        )
+        reply = await self._call(self._stub.Handshake, request, timeout_seconds)
+        identity = from_wire(AgentIdentity, reply)
+        if identity.protocol < MINIMUM_PROTOCOL or identity.minimum_protocol > PROTOCOL:
+            raise self._skew(identity)
+        return identity
+
+    async def facts(self, probes: Sequence[str] = ()) -> HostFacts:
+        """The host's facts; only those of the named probes where some are named."""
+        request = hosts_pb2.GetFactsRequest(probes=probes)
+        return from_wire(HostFacts, await self._call(self._stub.GetFacts, request, FACTS_TIMEOUT_SECONDS))
+
+    async def submit_job(self, spec: JobSpec) -> JobStatus:
+        """Returns once the job is on the host's disk. Sending the same spec again is harmless."""
+        request = jobs_pb2.SubmitJobRequest(spec=to_wire(spec, jobs_pb2.JobSpec))
+        return from_wire(JobStatus, await self._call(self._stub.SubmitJob, request))
+
+    async def get_job(self, job_id: str) -> JobStatus:
+        return from_wire(JobStatus, await self._call(self._stub.GetJob, jobs_pb2.GetJobRequest(job_id=job_id)))
+
+    async def list_jobs(self, active_only: bool = False) -> tuple[JobStatus, ...]:
+        reply = await self._call(self._stub.ListJobs, jobs_pb2.ListJobsRequest(active_only=active_only))
+        return tuple(from_wire(JobStatus, job) for job in reply.jobs)
+
+    async def cancel_job(self, job_id: str) -> JobStatus:
+        """Returns once the job's process tree is gone."""
+        request = jobs_pb2.CancelJobRequest(job_id=job_id)
+        return from_wire(JobStatus, await self._call(self._stub.CancelJob, request, STOP_TIMEOUT_SECONDS))
+
+    def watch_job(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Events with a sequence above `after`; ends after the final one. AgentPool.follow_job outlives a lost link."""
+        request = jobs_pb2.WatchJobRequest(job_id=job_id, after_sequence=after)
+        return self._stream(self._stub.WatchJob, request, JobEvent)
+
+    async def apply_service(self, spec: ServiceSpec) -> ServiceStatus:
+        """Answers at once; watch_service shows the way to READY. The same spec again changes nothing."""
+        request = services_pb2.ApplyServiceRequest(spec=to_wire(spec, services_pb2.ServiceSpec))
+        return from_wire(ServiceStatus, await self._call(self._stub.ApplyService, request))
+
+    async def stop_service(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
+        """Returns once the process tree is gone. `grace_seconds` 0 means the agent's default."""
+        request = services_pb2.StopServiceRequest(name=name, grace_seconds=grace_seconds, remove=remove)
+        reply = await self._call(self._stub.StopService, request, STOP_TIMEOUT_SECONDS + grace_seconds)
+        return from_wire(ServiceStatus, reply)
+
+    async def list_services(self) -> tuple[ServiceStatus, ...]:
+        reply = await self._call(self._stub.ListServices, services_pb2.ListServicesRequest())
+        return tuple(from_wire(ServiceStatus, service) for service in reply.services)
+
+    def watch_service(self, name: str) -> AsyncIterator[ServiceStatus]:
+        """The present status, then each change, until the caller stops reading."""
+        return self._stream(self._stub.WatchService, services_pb2.WatchServiceRequest(name=name), ServiceStatus)
+
+    async def read_log(self, service: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
+        """A service's log in chunks; `tail_lines` 0 gives everything kept, `follow` goes on until cancelled."""
+        request = services_pb2.ReadLogRequest(service=service, tail_lines=tail_lines, follow=follow)
+        async for chunk in self._messages(self._stub.ReadLog, request):
+            yield chunk.data
+
+    async def list_artifacts(self) -> tuple[Artifact, ...]:
+        reply = await self._call(self._stub.ListArtifacts, artifacts_pb2.ListArtifactsRequest())
+        return tuple(from_wire(Artifact, artifact) for artifact in reply.artifacts)
+
+    async def shutdown(self) -> None:
+        """Ends the agent's server process; its services and job runners go on."""
+        await self._call(self._stub.Shutdown, agent_pb2.ShutdownRequest())
+
+    async def _call(
+        self, method: Callable[..., Awaitable[Any]], request: Message, timeout_seconds: float = CALL_TIMEOUT_SECONDS
+    ) -> Any:
+        try:
+            return await method(request, timeout=timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from None
+
+    async def _stream(self, method: Callable[..., Any], request: Message, model: type[Model]) -> AsyncIterator[Model]:
+        async for message in self._messages(method, request):
+            yield from_wire(model, message)
+
+    async def _messages(self, method: Callable[..., Any], request: Message) -> AsyncIterator[Any]:
+        call = method(request)
+        try:
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from None
+        finally:
+            call.cancel()
+
+    def _translate(self, error: grpc.aio.AioRpcError) -> TransportError:
+        status = error.code()
+        if status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+            return self._unavailable(error.details() or "")
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return HostUnreachable(
+                self.host, "the agent did not answer in time", f"fleet agent status {self.host}", "agent-silent"
+            )
+        if status is grpc.StatusCode.UNIMPLEMENTED:
+            return ProtocolSkew(
+                self.host, "the agent does not know this call; it is older", f"fleet agent upgrade {self.host}"
+            )
+        problem = _problem_of(error)
+        if problem.code == ProtocolSkew.code:
+            return ProtocolSkew(self.host, problem.message, problem.remedy or f"fleet agent upgrade {self.host}")
+        return AgentRefused(self.host, problem, status.name)
+
+    def _unavailable(self, details: str) -> TransportError:
+        if self._link_is_closed():
+            return HostUnreachable(self.host, "the connection was lost", "run the command again; it resumes")
+        return NoAgent(self.host, f"no agent answers on its socket ({details})", f"fleet up {self.host}")
+
+    def _skew(self, identity: AgentIdentity) -> ProtocolSkew:
+        ours, theirs = (MINIMUM_PROTOCOL, PROTOCOL), (identity.minimum_protocol, identity.protocol)
+        message = f"the agent speaks protocol {theirs[0]}-{theirs[1]}, this controller {ours[0]}-{ours[1]}"
+        remedy = f"fleet agent upgrade {self.host}" if theirs[1] < ours[0] else "upgrade fleet on this machine"
+        return ProtocolSkew(self.host, message, remedy)
+
+
+def _problem_of(error: grpc.aio.AioRpcError) -> Problem:
+    for key, value in error.trailing_metadata() or ():
+        if key == PROBLEM_METADATA_KEY and isinstance(value, bytes):
+            return from_wire(Problem, common_pb2.Problem.FromString(value))
+    code = error.code().name.lower().replace("_", "-")
+    return Problem(code=code, message=error.details() or f"the agent answered {code}")

@@ -1,0 +1,252 @@
+"""Warm connections to agents: one link and one channel a host, opened when first needed.
+
+A host that is down costs only its own caller: connecting to hosts runs side by side, SSH handshakes bounded by
+a semaphore. Where a host keeps its agent's socket is remembered in <state_dir>/agents.json; what is remembered
+wrongly is found again by asking the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from fleet_inventory.hosts import Host
+
+from fleet_controller.domain.agents import AgentIdentity
+from fleet_controller.domain.jobs import JobEvent
+from fleet_controller.transport.client import AgentClient, open_channel
+from fleet_controller.transport.discovery import discover, start_agent
+from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
+from fleet_controller.transport.link import HostLink
+from fleet_controller.transport.local import LocalLink
+
+SSH_HANDSHAKES_AT_ONCE = 32
+# After an agent was started it needs a moment until its socket answers.
+START_LIMIT_SECONDS = 15.0
+RETRY_FIRST_SECONDS = 0.5
+RETRY_MOST_SECONDS = 10.0
+
+
+@dataclass
+class _Contact:
+    """What is open to one host. The lock makes callers of one host share one connection attempt."""
+
+    host: Host
+    link: HostLink | None = None
+    channel: grpc.aio.Channel | None = None
+    identity: AgentIdentity | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class AgentPool:
+    """Agents by host. Use `async with pool.client(host) as agent`; close the pool with `await pool.close()`."""
+
+    def __init__(self, state_dir: Path, ssh_handshakes_at_once: int = SSH_HANDSHAKES_AT_ONCE) -> None:
+        self._sockets = _SocketMemory(state_dir / "agents.json")
+        self._contacts: dict[str, _Contact] = {}
+        self._handshakes = asyncio.Semaphore(ssh_handshakes_at_once)
+
+    @asynccontextmanager
+    async def client(self, host: Host) -> AsyncIterator[AgentClient]:
+        """A client whose agent has shaken hands on this connection. Raises a TransportError.
+
+        An installed agent that is not running is started first. The connection stays warm afterwards; it is
+        dropped when the caller's block ended in HostUnreachable or NoAgent.
+        """
+        contact = self._contact(host)
+        async with contact.lock:
+            client = await self._ready_client(contact)
+        try:
+            yield client
+        except (HostUnreachable, NoAgent):
+            await self._drop_if(contact, client.channel)
+            raise
+
+    async def identity(self, host: Host) -> AgentIdentity:
+        """Who answered the handshake of the present connection."""
+        async with self.client(host):
+            identity = self._contact(host).identity
+            assert identity is not None
+            return identity
+
+    @asynccontextmanager
+    async def link(self, host: Host) -> AsyncIterator[HostLink]:
+        """The connection under the agent, for bring-up: works on a host that has no agent."""
+        contact = self._contact(host)
+        async with contact.lock:
+            link = await self._open_link(contact)
+        yield link
+
+    def remember(self, host: Host, socket_path: str) -> None:
+        """Bring-up tells where the agent of a host listens; empty forgets it."""
+        self._sockets.put(host.name, socket_path)
+
+    async def reset_channel(self, host: Host) -> None:
+        """Drops the channel but keeps the link: the agent behind the socket is another process now."""
+        contact = self._contact(host)
+        async with contact.lock:
+            await _close_channel(contact)
+
+    async def follow_job(
+        self, host: Host, job_id: str, after: int = 0, patience_seconds: float = 600.0
+    ) -> AsyncIterator[JobEvent]:
+        """All events of a job above `after`, over lost links and agent restarts, until its final event.
+
+        Raises the last TransportError once the host was away for `patience_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
+        while True:
+            try:
+                async with self.client(host) as agent:
+                    async for event in agent.watch_job(job_id, after):
+                        after, last_heard, wait = event.sequence, loop.time(), RETRY_FIRST_SECONDS
+                        yield event
+                        if event.state is not None and event.state.final:
+                            return
+            except (HostUnreachable, NoAgent):
+                if loop.time() - last_heard > patience_seconds:
+                    raise
+            # Also where a stream ended without a final event: the agent went away in good order.
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, RETRY_MOST_SECONDS)
+
+    async def drop(self, host: Host) -> None:
+        """Closes what is open to a host."""
+        contact = self._contacts.get(host.name)
+        if contact:
+            async with contact.lock:
+                await _close_contact(contact)
+
+    @property
+    def warm_connections(self) -> int:
+        """How many agents have an open channel."""
+        return sum(contact.channel is not None for contact in self._contacts.values())
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        contacts, self._contacts = list(self._contacts.values()), {}
+        await asyncio.gather(*(_close_contact(contact) for contact in contacts), return_exceptions=True)
+
+    def _contact(self, host: Host) -> _Contact:
+        contact = self._contacts.get(host.name)
+        if contact is None:
+            contact = self._contacts[host.name] = _Contact(host)
+        contact.host = host
+        return contact
+
+    async def _ready_client(self, contact: _Contact) -> AgentClient:
+        if contact.link and contact.link.closed:
+            await _close_contact(contact)
+        if contact.link and contact.channel and contact.identity:
+            return _client(contact, contact.channel)
+        link = await self._open_link(contact)
+        try:
+            return await self._shake_hands(contact, link)
+        except BaseException:
+            await _close_channel(contact)
+            raise
+
+    async def _open_link(self, contact: _Contact) -> HostLink:
+        if contact.link and contact.link.closed:
+            await _close_contact(contact)
+        if contact.link is None:
+            contact.link = await self._connect(contact.host)
+        return contact.link
+
+    async def _connect(self, host: Host) -> HostLink:
+        if host.transport == "local":
+            return LocalLink(host.name)
+        if host.transport == "tls":
+            raise HostUnreachable(host.name, "transport tls is not served by this version", "use transport: ssh")
+        from fleet_controller.transport import ssh  # asyncssh loads only where an SSH host is contacted
+
+        async with self._handshakes:
+            return await ssh.connect(host)
+
+    async def _shake_hands(self, contact: _Contact, link: HostLink) -> AgentClient:
+        remembered = self._sockets.get(contact.host.name)
+        if remembered:
+            with suppress(NoAgent):
+                return await self._open_client(contact, link, remembered)
+        found = await discover(link, contact.host)
+        if not found.running:
+            await start_agent(link, contact.host, found)
+        client = await self._wait_for_agent(contact, link, found.socket_path)
+        self._sockets.put(contact.host.name, found.socket_path)
+        return client
+
+    async def _wait_for_agent(self, contact: _Contact, link: HostLink, socket_path: str) -> AgentClient:
+        deadline = asyncio.get_running_loop().time() + START_LIMIT_SECONDS
+        while True:
+            try:
+                return await self._open_client(contact, link, socket_path)
+            except NoAgent:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
+
+    async def _open_client(self, contact: _Contact, link: HostLink, socket_path: str) -> AgentClient:
+        await _close_channel(contact)
+        contact.channel = open_channel(await link.forward(socket_path))
+        client = _client(contact, contact.channel)
+        contact.identity = await client.handshake()
+        return client
+
+    async def _drop_if(self, contact: _Contact, channel: grpc.aio.Channel) -> None:
+        """Another caller may have reconnected meanwhile; its connection stays."""
+        if contact.channel is channel:
+            async with contact.lock:
+                if contact.channel is channel:
+                    await _close_channel(contact)
+                    if contact.link and contact.link.closed:
+                        await _close_contact(contact)
+
+
+def _client(contact: _Contact, channel: grpc.aio.Channel) -> AgentClient:
+    link = contact.link
+    return AgentClient(contact.host.name, channel, lambda: link is None or link.closed)
+
+
+async def _close_channel(contact: _Contact) -> None:
+    channel, contact.channel, contact.identity = contact.channel, None, None
+    if channel:
+        await channel.close()
+
+
+async def _close_contact(contact: _Contact) -> None:
+    with suppress(TransportError):
+        await _close_channel(contact)
+    link, contact.link = contact.link, None
+    if link:
+        await link.close()
+
+
+class _SocketMemory:
+    """Host name -> socket path, in a small JSON file that is replaced whole. A broken file counts as empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            self._sockets = {str(name): str(socket) for name, socket in document["sockets"].items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            self._sockets = {}
+
+    def get(self, host: str) -> str:
+        return self._sockets.get(host, "")
+
+    def put(self, host: str, socket_path: str) -> None:
+        if self._sockets.get(host, "") == socket_path:
+            return
+        self._sockets[host] = socket_path
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
+        draft.write_text(json.dumps({"sockets": self._sockets}, indent=1), encoding="utf-8")
+        draft.replace(self._path)
