@@ -1,0 +1,1 @@
+"""Model files: our own resumable download, and the standard Hugging Face cache they live in."""

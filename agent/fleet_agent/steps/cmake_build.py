@@ -1,0 +1,154 @@
+"""cmake on <sources>/<source_key>; the named binaries end in <engines_dir>/<install_key>/bin.
+
+Built in <install_key>.build, which a killed attempt leaves to the next one (so it goes on compiling where it
+stopped) and a failed one does not. Result: {"changed": bool, "path": ..., "install": install.json}.
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from fleet_agent.jobs.errors import JobProblem, SpecProblem
+from fleet_agent.jobs.model import CmakeBuildStep
+from fleet_agent.problem import ProblemError
+from fleet_agent.steps.context import ChildResult, StepContext
+from fleet_agent.steps.install import Install, check_key, locked
+
+STALL_SECONDS = 3600.0  # one CUDA file of llama.cpp can compile for many minutes and print nothing
+OPTION = re.compile(r"-D[A-Za-z_][A-Za-z0-9_]*(:[A-Z]+)?=[^\0\n]*")
+TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+NINJA_PROGRESS = re.compile(r"^\[(\d+)/(\d+)\]")
+MAKE_PROGRESS = re.compile(r"^\[\s*(\d+)%\]")
+# Beside a program: what it loads at run time when it was not linked statically.
+COMPANIONS = ("*.so", "*.so.*", "*.dylib", "*.metallib", "*.metal")
+NO_COMPILER = (
+    "No CMAKE_C_COMPILER could be found",
+    "No CMAKE_CXX_COMPILER could be found",
+    "CMAKE_C_COMPILER not set",
+    "CMAKE_CXX_COMPILER not set",
+    "is not a full path and was not found in the PATH",
+    "no developer tools were found",
+    "CMAKE_MAKE_PROGRAM is not set",
+)
+NO_CUDA = ("CUDA Toolkit not found", "Failed to find nvcc", "Could NOT find CUDAToolkit", "No CMAKE_CUDA_COMPILER")
+
+
+def check(step: CmakeBuildStep) -> None:
+    check_key(step.install_key, "install key")
+    check_key(step.source_key, "source key")
+    for option in step.options:
+        if not OPTION.fullmatch(option):
+            raise SpecProblem(f"{option!r} is no CMake definition", "options are written as -DNAME=VALUE")
+    if not step.targets:
+        raise SpecProblem(f"build {step.install_key!r} names no target")
+    for target in step.targets:
+        if not TARGET.fullmatch(target):
+            raise SpecProblem(f"{target!r} is no target")
+
+
+def configure_argv(cmake: str, step: CmakeBuildStep, source: str, build: str) -> list[str]:
+    generator = ["-G", "Ninja"] if step.ninja else []
+    return [cmake, source, "-B", build, *generator, *step.options]
+
+
+def build_argv(cmake: str, step: CmakeBuildStep, build: str) -> list[str]:
+    jobs = step.parallel or os.cpu_count() or 1
+    return [cmake, "--build", build, "--config", "Release", "-j", str(jobs), "--target", *step.targets]
+
+
+def parse_progress(line: str) -> tuple[int, int] | None:
+    """(done, total) of a line of ninja ("[12/230] ...") or make ("[  5%] ...", of 100); None for another line."""
+    if found := NINJA_PROGRESS.match(line):
+        return int(found[1]), int(found[2])
+    if found := MAKE_PROGRESS.match(line):
+        return int(found[1]), 100
+    return None
+
+
+async def run(step: CmakeBuildStep, context: StepContext) -> dict[str, Any]:
+    install = Install.at(step.install_key, step.backend, step.version, context.layout.engines_dir)
+    async with locked(context, step.install_key):
+        if install.present:
+            return install.result(changed=False)
+        try:
+            await _build(step, install, context)
+        except (ProblemError, OSError):
+            install.clean()
+            raise
+        install.clean()
+        return install.result(changed=True)
+
+
+async def _build(step: CmakeBuildStep, install: Install, context: StepContext) -> None:
+    source = context.layout.sources_dir / step.source_key
+    if not (source / "CMakeLists.txt").is_file():
+        raise JobProblem("source-missing", f"{source} has no CMakeLists.txt", "the step that fetches it comes first")
+    cmake = str(context.tool("cmake"))
+    install.build.mkdir(parents=True, exist_ok=True)
+    configured = await context.run_child(
+        configure_argv(cmake, step, str(source), str(install.build)), stall_seconds=STALL_SECONDS
+    )
+    if configured.exit_code != 0:
+        raise _configure_problem(context, configured, install)
+    built = await context.run_child(
+        build_argv(cmake, step, str(install.build)), stall_seconds=STALL_SECONDS, on_line=_follow(context)
+    )
+    if built.exit_code != 0:
+        remedy = "see the job's log for the compiler's words; `Killed` means out of memory: build with fewer jobs"
+        raise context.child_failed("cmake --build", built, install.final, "build-failed", remedy)
+    binaries = await context.in_thread(_collect, step, install)
+    install.finish({"cmake": list(step.options)}, binaries)
+
+
+def _follow(context: StepContext) -> Any:
+    def on_line(stream: str, text: str) -> bool:
+        progress = parse_progress(text)
+        if progress is None:
+            return False
+        context.progress(*progress, "targets" if NINJA_PROGRESS.match(text) else "percent", "build")
+        return True
+
+    return on_line
+
+
+def _configure_problem(context: StepContext, result: ChildResult, install: Install) -> JobProblem:
+    if result.says(*NO_CUDA):
+        remedy = "install the CUDA toolkit (nvcc) on the host and set CUDA_HOME in hosts.yaml, or build for CPU"
+        return JobProblem("cuda-missing", "CMake finds no CUDA toolkit on this host", remedy)
+    if result.says(*NO_COMPILER):
+        mac = sys.platform == "darwin"
+        remedy = "run `xcode-select --install` on the host" if mac else "install gcc, g++ and make on the host"
+        return JobProblem("compiler-missing", "this host has no C and C++ compiler that CMake finds", remedy)
+    reason = next((line for line in result.tail if line.startswith("CMake Error")), "")
+    problem = context.child_failed("cmake", result, install.final, "configure-failed", "see the job's log")
+    if reason and problem.code == "configure-failed":
+        return JobProblem(problem.code, f"{problem.message} ({reason})", problem.remedy)
+    return problem
+
+
+def _collect(step: CmakeBuildStep, install: Install) -> list[str]:
+    """Copy the binaries into the staging folder; their paths within the install."""
+    shutil.rmtree(install.staging, ignore_errors=True)
+    folder = install.staging / "bin"
+    folder.mkdir(parents=True)
+    for target in step.targets:
+        found = _find_binary(install.build, target)
+        shutil.copy2(found, folder / target)
+        for pattern in COMPANIONS:
+            for path in found.parent.glob(pattern):
+                if not (folder / path.name).exists():
+                    shutil.copy2(path, folder / path.name, follow_symlinks=False)
+    return [f"bin/{target}" for target in step.targets]
+
+
+def _find_binary(build: Path, target: str) -> Path:
+    usual = build / "bin" / target
+    candidates = [usual] if usual.is_file() else sorted(build.rglob(target))
+    for path in candidates:
+        if path.is_file() and os.access(path, os.X_OK):
+            return path
+    message = f"target {target} was built, but there is no program of that name"
+    raise JobProblem("build-failed", message, "name targets that are programs")

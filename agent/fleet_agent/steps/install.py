@@ -1,0 +1,113 @@
+"""What installs share: one at a time for a key, built beside and renamed into place, install.json last."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet_agent.configuration import INSTALL_KEY
+from fleet_agent.jobs.errors import READ_ONLY_ERRNOS, SpecProblem, Stopped, not_writable
+from fleet_agent.jobs.store import fsync_folder, write_json
+from fleet_agent.steps.context import StepContext
+
+LOCK_POLL_SECONDS = 0.25
+RESERVED_KEYS = frozenset({"sources"})
+
+
+def check_key(key: str, what: str) -> None:
+    """Raises SpecProblem where the key could be anything but a plain folder name."""
+    if not INSTALL_KEY.match(key) or key in RESERVED_KEYS or key.endswith((".tmp", ".build", ".lock")):
+        raise SpecProblem(f"{what} {key!r} is no plain folder name")
+
+
+@dataclass(frozen=True)
+class Install:
+    """One install to be: `final` appears in one rename, whole, and never before `install.json` is in it."""
+
+    key: str
+    backend: str
+    version: str
+    final: Path
+    staging: Path
+    build: Path
+
+    @classmethod
+    def at(cls, key: str, backend: str, version: str, engines_dir: Path) -> "Install":
+        return cls(
+            key, backend, version, engines_dir / key, engines_dir / f"{key}.tmp", engines_dir / f"{key}.build"
+        )  # fmt: skip
+
+    @property
+    def present(self) -> bool:
+        return (self.final / "install.json").is_file()
+
+    def record(self) -> dict[str, Any]:
+        """install.json of the finished install."""
+        document: dict[str, Any] = json.loads((self.final / "install.json").read_text(encoding="utf-8"))
+        return document
+
+    def result(self, changed: bool) -> dict[str, Any]:
+        return {"changed": changed, "path": str(self.final), "install": self.record()}
+
+    def clean(self) -> None:
+        """Drop what a failed or killed attempt left."""
+        for folder in (self.staging, self.build):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def finish(self, options: dict[str, Any], binaries: list[str], **more: Any) -> None:
+        """Write install.json into the staging folder and rename it into place."""
+        document = {
+            "install_key": self.key,
+            "backend": self.backend,
+            "version": self.version,
+            "options": options,
+            "binaries": binaries,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **more,
+        }
+        write_json(self.staging / "install.json", document)
+        if self.final.exists():  # without install.json: not an install, only what is left of one
+            shutil.rmtree(self.final)
+        self.staging.rename(self.final)
+        fsync_folder(self.final.parent)
+
+
+@contextlib.contextmanager
+def folder_lock(path: Path, cancelled: threading.Event) -> Iterator[None]:
+    """One process at a time for what `path` names; released with the process. Blocks: call it in a thread."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in READ_ONLY_ERRNOS:
+            raise not_writable(path.parent, error.strerror or str(error)) from error
+        raise
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancelled.wait(LOCK_POLL_SECONDS):
+                    raise Stopped from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def locked(context: StepContext, key: str) -> Any:
+    """The lock of an install or source key, taken without blocking the event loop."""
+    lock = folder_lock(context.layout.engines_dir / ".locks" / f"{key}.lock", context.cancelled)
+    await context.in_thread(lock.__enter__)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
