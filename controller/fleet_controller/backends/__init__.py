@@ -1,0 +1,9 @@
+"""The backends, in one explicit table. Adding one: a file, a line here, a test file."""
+
+from fleet_controller.backends.base import Backend
+from fleet_controller.backends.llama_cpp import LlamaCpp
+from fleet_controller.backends.mlx_lm import MlxLm
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), MlxLm())}
+
+__all__ = ["BACKENDS", "Backend"]

@@ -1,0 +1,180 @@
+"""The contract of a backend. A backend is pure: from facts and options it makes typed steps and commands, and it
+parses what the tools printed. Optional powers are Protocols of their own.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from fleet_controller.domain.base import EnvironmentVariable, Frozen
+from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
+from fleet_controller.domain.services import ReadinessProbe
+from fleet_controller.domain.steps import Step, ToolRef
+from fleet_controller.planning.resolved import BackendOverrides, ModelArtifact
+
+
+class BackendError(Exception):
+    """A backend cannot do what was asked on this host. `code` is kebab-case, `remedy` says what to do next."""
+
+    def __init__(self, code: str, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+
+
+class InstallRequest(Frozen):
+    """`version` in the backend's own forms, empty = the pin; `engine_path` = a folder of binaries to adopt."""
+
+    version: str = ""
+    engine_path: str = ""
+    gpus: tuple[GpuFacts, ...] = ()
+
+
+class Installation(Frozen):
+    """One install of a backend on one host. `steps` is empty where it is there already."""
+
+    backend: str
+    version: str
+    install_key: str
+    steps: tuple[Step, ...] = ()
+    disk_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class ServeOptions(Frozen):
+    """`context_tokens` is what one request may use; `max_parallel` 0 = the backend's default."""
+
+    model_name: str
+    model_path: str
+    context_tokens: int
+    max_parallel: int = 0
+    host: str = "127.0.0.1"
+    port: int = 0
+    sampling: tuple[tuple[str, str], ...] = ()
+    overrides: BackendOverrides = BackendOverrides()
+    weights_bytes: int = 0
+    hf_home: str = ""
+    load_from_cpu: bool = False
+
+
+class ServeCommand(Frozen):
+    tool: ToolRef
+    arguments: tuple[str, ...]
+    environment: tuple[EnvironmentVariable, ...] = ()
+    readiness: ReadinessProbe = ReadinessProbe()
+    served_model_name: str = ""
+
+
+class MemoryUse(Frozen):
+    """How a backend spends memory: over how many sequences recurrent state is kept, and what it reserves per device."""
+
+    context_tokens: int
+    sequences: int
+    reserve_bytes_per_device: int
+    context_is_enforced: bool = True
+
+
+class Backend(Protocol):
+    """Every backend. `formats` in order of preference; `offloads`: may keep part of a model on the CPU."""
+
+    name: str
+    formats: tuple[str, ...]
+    default_port: int
+    offloads: bool
+
+    def unsupported_reason(self, facts: HostFacts) -> str | None:
+        """Why this backend cannot run on the host, or None. The filter before anything else is looked at."""
+        ...
+
+    def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
+        """The install that a request means, with the steps still needed. Raises BackendError."""
+        ...
+
+    def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
+        """The absolute path that the server is given: a file or a folder."""
+        ...
+
+    def memory_use(self, context_tokens: int, max_parallel: int, on_gpu: bool) -> MemoryUse: ...
+
+    def serve(self, installation: Installation, options: ServeOptions) -> ServeCommand: ...
+
+    def parse_version(self, output: str) -> str | None:
+        """The version in what the program printed, in the form of our pins; None where there is none."""
+        ...
+
+
+class BenchOptions(Frozen):
+    """Tokens of one test; `depths` are tokens already in the context before it."""
+
+    prompt_tokens: int = 1024
+    generation_tokens: int = 64
+    depths: tuple[int, ...] = (0,)
+    repetitions: int = 5
+
+
+class BenchRow(Frozen):
+    """Tokens a second of one test: `kind` is "prefill" or "decode"; deviation is None where the tool tells none."""
+
+    kind: str
+    tokens: int
+    depth_tokens: int
+    mean_tokens_per_second: float
+    deviation_tokens_per_second: float | None
+    samples_tokens_per_second: tuple[float, ...] = ()
+
+
+@runtime_checkable
+class Benches(Protocol):
+    """The power to bench a model with the backend's own tool."""
+
+    def bench_step(self, installation: Installation, model_path: str, options: BenchOptions) -> Step: ...
+
+    def parse_bench(self, output: str, options: BenchOptions) -> tuple[BenchRow, ...]:
+        """Raises BackendError where a requested row is missing: an exit status of 0 proves nothing."""
+        ...
+
+
+def install_key(backend: str, version: str, options: Mapping[str, object]) -> str:
+    """`<backend>-<version>-<8 hex>` over build options and platform, as docs/architecture.md says."""
+    text = json.dumps(dict(options), sort_keys=True, separators=(",", ":"))
+    safe = "".join(character if character.isalnum() or character in "._+" else "_" for character in version)
+    return f"{backend}-{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def platform_options(facts: HostFacts) -> dict[str, object]:
+    """What of a platform makes an install of another machine useless here."""
+    return {"os": facts.system.os, "architecture": facts.system.architecture}
+
+
+def installed(facts: HostFacts, key: str) -> EngineFacts | None:
+    return next((engine for engine in facts.engines if engine.managed and engine.install_key == key), None)
+
+
+def engines_of(facts: HostFacts, backend: str) -> tuple[EngineFacts, ...]:
+    return tuple(engine for engine in facts.engines if engine.backend == backend)
+
+
+def hub_snapshot_dir(artifact: ModelArtifact, hf_home: str) -> str:
+    """Where huggingface_hub keeps a commit: <hf_home>/hub/models--<owner>--<name>/snapshots/<commit>."""
+    return f"{hf_home}/hub/models--{artifact.repository.replace('/', '--')}/snapshots/{artifact.commit}"
+
+
+def require_rows(rows: tuple[BenchRow, ...], options: BenchOptions, tool: str) -> tuple[BenchRow, ...]:
+    """The rows, or BackendError naming those that were asked for and are not there."""
+    wanted = [
+        (kind, tokens, depth)
+        for depth in options.depths
+        for kind, tokens in (("prefill", options.prompt_tokens), ("decode", options.generation_tokens))
+        if tokens
+    ]
+    found = {(row.kind, row.tokens, row.depth_tokens) for row in rows}
+    missing = [f"{row[0]} of {row[1]} at depth {row[2]}" for row in wanted if row not in found]
+    if missing:
+        raise BackendError(
+            "bench-incomplete",
+            f"{tool} ended without these results: {', '.join(missing)}",
+            "see the job's log; run the bench again",
+        )
+    return rows

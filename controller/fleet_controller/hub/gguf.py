@@ -1,0 +1,272 @@
+"""GGUF headers: key/values and tensor infos, without the weights. Format: the GGUF specification of the ggml project.
+
+A header ends before the tensors' data; with a large vocabulary it is some 10 MB, so it is read from a hub piece by
+piece and parsed again until it is whole.
+"""
+
+import struct
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from fleet_controller.hub.errors import GgufError, HubUnreachableError
+from fleet_controller.planning.shape import ModelShape
+
+MAGIC = b"GGUF"
+SUPPORTED_VERSIONS = (2, 3)
+# Value types of the specification: struct codes by type number; 8 is a string, 9 an array.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+# Bytes and values of one block by tensor type number (ggml.h, ggml-common.h).
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
+    23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+_ARRAY_KEPT = 4096  # vocabularies and merges are skipped: nothing here needs them
+_FIRST_PIECE_BYTES = 4 << 20
+_LARGEST_HEADER_BYTES = 256 << 20
+_LARGEST_COUNT = 1 << 24
+
+Value = int | float | bool | str | list[int | float | bool | str] | None
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a header says. Long arrays (vocabularies) are None. `tensor_bytes` is None with a type we do not know."""
+
+    version: int
+    values: dict[str, Value]
+    tensor_count: int
+    parameters: int
+    tensor_bytes: int | None
+    header_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture", ""))
+
+    def integer(self, key: str, default: int = 0) -> int:
+        """The value of `<architecture>.<key>`; of an array the largest, since the rest of them are zeros or equal."""
+        value = self.values.get(f"{self.architecture}.{key}")
+        if isinstance(value, list):
+            numbers = [int(item) for item in value if isinstance(item, int)]
+            return max(numbers, default=default)
+        return int(value) if isinstance(value, int | float) else default
+
+
+class _NeedMoreError(Exception):
+    """The bytes end before the header does."""
+
+
+@dataclass
+class _Reader:
+    data: bytes
+    position: int = 0
+    _formats: dict[str, struct.Struct] = field(default_factory=dict)
+
+    def take(self, size: int) -> bytes:
+        end = self.position + size
+        if end > len(self.data):
+            raise _NeedMoreError
+        piece = self.data[self.position : end]
+        self.position = end
+        return piece
+
+    def scalar(self, code: str) -> int | float | bool:
+        form = self._formats.setdefault(code, struct.Struct("<" + code))
+        value: int | float | bool = form.unpack(self.take(form.size))[0]
+        return value
+
+    def count(self) -> int:
+        value = int(self.scalar("Q"))
+        if value > 1 << 40:
+            raise GgufError(f"not a GGUF file: a length of {value} in its header", "fetch the file again")
+        return value
+
+    def string(self) -> str:
+        return self.take(self.count()).decode("utf-8", errors="replace")
+
+    def value(self, kind: int) -> Value:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._array()
+        if kind not in _SCALARS:
+            raise GgufError(f"not a GGUF file: value type {kind} in its header", "fetch the file again")
+        return self.scalar(_SCALARS[kind])
+
+    def _array(self) -> Value:
+        kind, count = int(self.scalar("I")), self.count()
+        if kind in _SCALARS and count > _ARRAY_KEPT:
+            self.take(struct.calcsize("<" + _SCALARS[kind]) * count)
+            return None
+        kept: list[int | float | bool | str] = []
+        for _ in range(count):
+            item = self.value(kind)
+            if count <= _ARRAY_KEPT and isinstance(item, int | float | str):
+                kept.append(item)
+        return kept if count <= _ARRAY_KEPT else None
+
+
+def parse_header(data: bytes) -> GgufHeader:
+    """The header at the start of `data`. Raises GgufError for anything else, and where `data` ends too early."""
+    try:
+        return _parse(_Reader(data))
+    except _NeedMoreError as error:
+        raise GgufError(
+            f"the GGUF file is cut off: its header goes on after {len(data)} bytes", "fetch the file again"
+        ) from error
+
+
+def _parse(reader: _Reader) -> GgufHeader:
+    magic = reader.take(4)
+    if magic != MAGIC:
+        raise GgufError(f"not a GGUF file: it starts with {magic!r}", "check the path; fetch the file again")
+    version = int(reader.scalar("I"))
+    if version not in SUPPORTED_VERSIONS:
+        raise GgufError(f"GGUF version {version} is not supported", "convert the model to GGUF version 3")
+    tensor_count, value_count = reader.count(), reader.count()
+    if max(tensor_count, value_count) > _LARGEST_COUNT:
+        raise GgufError("not a GGUF file: its header has impossible counts", "fetch the file again")
+    values: dict[str, Value] = {}
+    for _ in range(value_count):
+        key = reader.string()
+        values[key] = reader.value(int(reader.scalar("I")))
+    parameters, tensor_bytes = _tensors(reader, tensor_count)
+    return GgufHeader(version, values, tensor_count, parameters, tensor_bytes, reader.position)
+
+
+def _tensors(reader: _Reader, count: int) -> tuple[int, int | None]:
+    parameters, total = 0, 0
+    known = True
+    for _ in range(count):
+        reader.string()
+        elements = 1
+        for _ in range(int(reader.scalar("I"))):
+            elements *= reader.count()
+        kind = int(reader.scalar("I"))
+        reader.take(8)  # the offset of its data
+        parameters += elements
+        if kind in _BLOCKS:
+            values, size = _BLOCKS[kind]
+            total += elements // values * size
+        else:
+            known = False
+    return parameters, total if known else None
+
+
+def read_file(path: Path) -> GgufHeader:
+    """The header of a local file, with a check that all tensor data is there.
+
+    Raises GgufError, also for a truncated file, and OSError where the file cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = _read_growing(file, size)
+    if header.tensor_bytes is not None and size < header.header_bytes + header.tensor_bytes:
+        missing = header.header_bytes + header.tensor_bytes - size
+        raise GgufError(f"{path} is cut off: at least {missing} bytes of its tensors are missing", "fetch it again")
+    return header
+
+
+def _read_growing(file: BinaryIO, size: int) -> GgufHeader:
+    data = b""
+    while True:
+        data += file.read(max(_FIRST_PIECE_BYTES, len(data)))
+        try:
+            return _parse(_Reader(data))
+        except _NeedMoreError as error:
+            if len(data) >= min(size, _LARGEST_HEADER_BYTES):
+                raise GgufError(
+                    f"the GGUF file is cut off: its header goes on after {len(data)} bytes", "fetch the file again"
+                ) from error
+
+
+def read_url(url: str, token: str | None = None, timeout_seconds: float = 20.0) -> GgufHeader:
+    """The header of a file on a hub, by HTTP Range (blocking). Raises GgufError, HubUnreachableError."""
+    data = b""
+    while True:
+        piece = _fetch(url, token, len(data), max(_FIRST_PIECE_BYTES, len(data)), timeout_seconds)
+        data += piece
+        try:
+            return _parse(_Reader(data))
+        except _NeedMoreError as error:
+            if not piece or len(data) >= _LARGEST_HEADER_BYTES:
+                raise GgufError(f"{url} is cut off after {len(data)} bytes", "choose another file") from error
+
+
+def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: float) -> bytes:
+    headers = {"Range": f"bytes={start}-{start + size - 1}"}
+    request = urllib.request.Request(url, headers=headers)
+    if token:
+        # Not sent on to the storage that the hub redirects to: it signs its addresses itself.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
+            if answer.status == 200 and start:
+                answer.read(start)  # a server that ignores Range starts at the beginning
+            body: bytes = answer.read(size)
+            return body
+    except urllib.error.HTTPError as error:
+        if error.code == 416:
+            return b""
+        raise HubUnreachableError(f"{url} answered {error.code} {error.reason}", "try again later") from error
+    except OSError as error:
+        raise HubUnreachableError(f"{url} cannot be read: {error}", "check the network, or set HF_ENDPOINT") from error
+
+
+def shape_of(header: GgufHeader) -> ModelShape | None:
+    """What memory depends on, from `<architecture>.*` keys; None where the header does not say enough.
+
+    Hybrid models name their full attention layers by `full_attention_interval`, or by zeros in a list of KV heads;
+    `nextn_predict_layers` hold no cache in ordinary decoding. Source: llama.cpp's src/llama-arch.cpp, llama-model.cpp.
+    """
+    layers = header.integer("block_count") - header.integer("nextn_predict_layers")
+    heads = header.integer("attention.head_count")
+    if layers <= 0 or heads <= 0:
+        return None
+    head_length = header.integer("embedding_length") // heads
+    latent = header.integer("attention.kv_lora_rank")
+    kv_layers = _attention_layers(header, layers)
+    window_layers, window_tokens = _window(header, kv_layers)
+    return ModelShape(
+        architecture=header.architecture,
+        layers=layers,
+        kv_layers=kv_layers - window_layers,
+        kv_heads=header.integer("attention.head_count_kv", heads),
+        key_length=header.integer("attention.key_length", head_length),
+        value_length=header.integer("attention.value_length", head_length),
+        mla_latent_length=latent + header.integer("rope.dimension_count") if latent else 0,
+        window_layers=window_layers,
+        window_tokens=window_tokens,
+        recurrent_layers=layers - kv_layers,
+        recurrent_values_per_layer=header.integer("ssm.inner_size") * header.integer("ssm.state_size"),
+        context_length=header.integer("context_length") or None,
+    )
+
+
+def _attention_layers(header: GgufHeader, layers: int) -> int:
+    per_layer = header.values.get(f"{header.architecture}.attention.head_count_kv")
+    if isinstance(per_layer, list):
+        return sum(1 for heads in per_layer[:layers] if heads)
+    interval = header.integer("full_attention_interval")
+    if interval and header.integer("ssm.state_size"):
+        return layers // interval
+    return layers
+
+
+def _window(header: GgufHeader, kv_layers: int) -> tuple[int, int]:
+    """Layers with a sliding window, only where the header says which; otherwise all count as full (too much, not too
+    little)."""
+    window = header.integer("attention.sliding_window")
+    pattern = header.values.get(f"{header.architecture}.attention.sliding_window_pattern")
+    if window and isinstance(pattern, list):
+        return sum(1 for sliding in pattern if sliding), window
+    if window and isinstance(pattern, int) and pattern > 1:
+        return kv_layers - kv_layers // pattern, window
+    return 0, 0

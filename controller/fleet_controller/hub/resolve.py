@@ -1,0 +1,298 @@
+"""From what a user typed to a ResolvedModel: catalog, hub metadata, headers. Blocking; callers use a thread.
+
+Three ways to name a model: a catalog name ("glm-4.7-flash", "qwen3.5-9b:Q8_0"), any hub repository, or a path on the
+hosts (a .gguf file or a folder with config.json).
+"""
+
+import re
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from fleet_controller.backends import BACKENDS
+from fleet_controller.domain.base import EnvironmentVariable
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.hub import config_json, gguf
+from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
+from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
+from fleet_controller.planning.candidates import backend_named
+from fleet_controller.planning.resolved import (
+    GGUF,
+    MLX,
+    SAFETENSORS,
+    BackendOverrides,
+    ModelArtifact,
+    ResolvedModel,
+)
+from fleet_controller.planning.shape import ModelShape
+from fleet_inventory.catalog import Architecture, Catalog, Model
+from fleet_inventory.catalog import Artifact as CatalogArtifact
+
+Lister = Callable[[str], HubSnapshot]
+# In file names: Qwen3.5-27B-UD-Q4_K_XL.gguf, gpt-oss-20b-MXFP4_MOE.gguf, tiny-F16-00001-of-00002.gguf.
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:i1-)?(?:IQ\d\w*|Q\d\w*|TQ\d\w*|BF16|F16|F32|MXFP4\w*))(?:-\d{5}-of-\d{5})?$", re.IGNORECASE
+)
+_CONFIG_LIMIT_BYTES = 4 << 20
+
+
+def resolve_model(
+    request: DeployRequest, catalog: Catalog, endpoint: str = "", token: str | None = None
+) -> ResolvedModel:
+    """Everything that the request could mean, with exact files. `endpoint` empty: HF_ENDPOINT or the hub.
+
+    Raises CatalogError (unknown name or quantization), HubError (and its kinds), PlanProblem (unknown backend).
+    """
+    wanted = backend_named(request.backend).formats if request.backend else (GGUF, MLX, SAFETENSORS)
+    seen: dict[str, HubSnapshot] = {}
+
+    def lister(repository: str) -> HubSnapshot:
+        if repository not in seen:
+            seen[repository] = list_repository(repository, endpoint, token)
+        return seen[repository]
+
+    if request.repository:
+        return _of_repository(request.repository, lister, token)
+    if request.model.startswith("/"):
+        return _of_path(request.model, request.quantization)
+    model, quantization = catalog.resolve(request.model)
+    return _of_catalog(model, request.quantization or quantization or "", wanted, lister)
+
+
+def named_quantization(request: DeployRequest, catalog: Catalog) -> DeployRequest:
+    """The request with the quantization of "name:quant" in its own field, spelled as the catalog does."""
+    if request.repository or request.model.startswith("/"):
+        return request
+    model, quantization = catalog.resolve(request.model)
+    if request.quantization:
+        quantization = model.find_quantization(request.quantization)
+    return request.model_copy(update={"quantization": quantization or ""})
+
+
+def _of_catalog(model: Model, quantization: str, formats: tuple[str, ...], lister: Lister) -> ResolvedModel:
+    entries = [entry for entry in model.artifacts if entry.format.value in formats]
+    if quantization:
+        spelled = model.find_quantization(quantization)
+        entries = [entry for entry in entries if entry.quantization == spelled]
+    elif any(entry.format.value != SAFETENSORS for entry in entries):
+        entries = [entry for entry in entries if entry.format.value != SAFETENSORS]  # originals only on request
+    artifacts: list[ModelArtifact] = []
+    failures: list[HubError] = []
+    for entry in entries:
+        try:
+            artifacts.append(_of_entry(entry, lister))
+        except (NoFilesError, RepositoryUnknownError) as error:
+            failures.append(error)  # the other artifacts may still be there
+    if entries and not artifacts:
+        raise failures[0]
+    return ResolvedModel(
+        name=model.name,
+        display_name=model.display_name,
+        max_context=model.max_context,
+        sampling=_sampling(model),
+        shape=catalog_shape(model.architecture, model.max_context),
+        artifacts=tuple(artifacts),
+        overrides=tuple((name, _overrides(model, name)) for name in BACKENDS),
+    )
+
+
+def _of_entry(entry: CatalogArtifact, lister: Lister) -> ModelArtifact:
+    snapshot = lister(entry.repository)
+    files = snapshot.select(entry.files)
+    kind = ".gguf" if entry.format.value == GGUF else ".safetensors"
+    if not any(file.path.endswith(kind) for file in files):
+        raise NoFilesError(f"{entry.repository} has no {kind} file for {entry.quantization}")
+    return _artifact(snapshot, entry.format.value, entry.quantization, files)
+
+
+def _artifact(
+    snapshot: HubSnapshot,
+    artifact_format: str,
+    quantization: str,
+    files: tuple[ArtifactFile, ...],
+    shape: ModelShape | None = None,
+) -> ModelArtifact:
+    return ModelArtifact(
+        format=artifact_format,
+        quantization=quantization,
+        repository=snapshot.repository,
+        revision=snapshot.revision,
+        commit=snapshot.commit,
+        endpoint=snapshot.endpoint,
+        files=files,
+        weights_bytes=sum(file.size_bytes for file in files if file.path.endswith((".gguf", ".safetensors"))),
+        shape=shape,
+    )
+
+
+def _sampling(model: Model) -> tuple[tuple[str, str], ...]:
+    """In the order of the lab notes' command lines, with the options' names that llama-server has for them."""
+    sampling = model.sampling
+    pairs = (
+        ("temp", sampling.temperature),
+        ("top-p", sampling.top_p),
+        ("top-k", sampling.top_k),
+        ("min-p", sampling.min_p),
+    )
+    return tuple((option, text) for option, text in pairs if text is not None)
+
+
+def _overrides(model: Model, backend: str) -> BackendOverrides:
+    notes = model.notes_for(backend)
+    variables = sorted(notes.environment.items())
+    return BackendOverrides(
+        arguments=notes.arguments,
+        environment=tuple(EnvironmentVariable(name=name, value=value) for name, value in variables),
+        version=_pinned(notes.requirements, backend),
+        known_problems=notes.known_problems,
+    )
+
+
+def _pinned(requirements: tuple[str, ...], backend: str) -> str:
+    """The version of a requirement such as "mlx-lm==0.31.1" that pins the backend itself; "" where none does."""
+    found = (item.split("==", 1)[1] for item in requirements if item.startswith(f"{backend}=="))
+    return next(found, "")
+
+
+def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
+    """The catalog's architecture in the terms of memory."""
+    latent, linear = architecture.latent_attention, architecture.linear_attention
+    return ModelShape(
+        architecture=architecture.gguf_name,
+        layers=architecture.layers,
+        kv_layers=architecture.full_attention_layers,
+        kv_heads=architecture.kv_heads,
+        key_length=architecture.head_dimension,
+        value_length=architecture.head_dimension,
+        mla_latent_length=latent.kv_lora_rank + latent.rope_dimension if latent else 0,
+        recurrent_layers=architecture.linear_attention_layers,
+        recurrent_values_per_layer=linear.v_heads * linear.head_dimension**2 if linear else 0,
+        context_length=max_context,
+    )
+
+
+def _of_repository(repository: str, lister: Lister, token: str | None) -> ResolvedModel:
+    """Every quantization that a repository offers; its shape is read from the smallest file's header."""
+    snapshot = lister(repository)
+    name = service_name(repository.rsplit("/", 1)[-1])
+    artifacts = _gguf_artifacts(snapshot) or _folder_artifacts(snapshot, token)
+    if not artifacts:
+        raise NoFilesError(
+            f"{repository} has neither .gguf files nor config.json with .safetensors", "choose another repository"
+        )
+    shape, warning = artifacts[0].shape, ""
+    if artifacts[0].format == GGUF:
+        shape, warning = _remote_gguf_shape(snapshot, artifacts, token)
+    return ResolvedModel(
+        name=name,
+        display_name=repository,
+        max_context=shape.context_length if shape else None,
+        shape=shape,
+        artifacts=artifacts,
+        warnings=(warning,) if warning else (),
+    )
+
+
+def _gguf_artifacts(snapshot: HubSnapshot) -> tuple[ModelArtifact, ...]:
+    groups: dict[str, list[ArtifactFile]] = {}
+    for file in snapshot.files:
+        base = PurePosixPath(file.path).name
+        if file.path.endswith(".gguf") and not base.startswith(("mmproj", "imatrix")):
+            groups.setdefault(quantization_of_file(file.path), []).append(file)
+    return tuple(_artifact(snapshot, GGUF, quantization, tuple(files)) for quantization, files in groups.items())
+
+
+def quantization_of_file(path: str) -> str:
+    """As "UD-Q4_K_XL" of "Qwen3.5-27B-UD-Q4_K_XL.gguf"; the whole stem where no known name is in it."""
+    stem = PurePosixPath(path).stem
+    found = _QUANTIZATION.search(stem)
+    return found[1] if found else stem
+
+
+def _remote_gguf_shape(
+    snapshot: HubSnapshot, artifacts: tuple[ModelArtifact, ...], token: str | None
+) -> tuple[ModelShape | None, str]:
+    smallest = min(artifacts, key=lambda item: item.weights_bytes or 0)
+    try:
+        return gguf.shape_of(gguf.read_url(_url(snapshot, smallest.main_file()), token)), ""
+    except HubError as error:
+        return None, f"the header of {smallest.main_file()} could not be read: {error.message}"
+
+
+def _url(snapshot: HubSnapshot, path: str) -> str:
+    return f"{snapshot.endpoint or DEFAULT_ENDPOINT}/{snapshot.repository}/resolve/{snapshot.commit}/{path}"
+
+
+def _folder_artifacts(snapshot: HubSnapshot, token: str | None) -> tuple[ModelArtifact, ...]:
+    paths = {file.path for file in snapshot.files}
+    if "config.json" not in paths or not any(path.endswith(".safetensors") for path in paths):
+        return ()
+    config = config_json.parse_config(_fetch_text(_url(snapshot, "config.json"), token))
+    artifact_format = MLX if config_json.is_mlx(config) else SAFETENSORS
+    files = snapshot.select(())
+    shape = config_json.shape_of(config)
+    return (_artifact(snapshot, artifact_format, config_json.quantization_of(config), files, shape),)
+
+
+def _fetch_text(url: str, token: str | None) -> str:
+    request = urllib.request.Request(url)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            text: str = answer.read(_CONFIG_LIMIT_BYTES).decode("utf-8", errors="replace")
+            return text
+    except OSError as error:
+        raise HubError(f"{url} cannot be read: {error}", "try again, or set HF_ENDPOINT") from error
+
+
+def _of_path(path: str, quantization: str) -> ResolvedModel:
+    """A file or folder on the hosts. Where this machine has it too, its size and header are taken from here."""
+    plain = path.rstrip("/")
+    pure = PurePosixPath(plain)
+    name = service_name(pure.stem if plain.endswith(".gguf") else pure.name)
+    artifact = _local_gguf(plain) if plain.endswith(".gguf") else _local_folder(plain)
+    artifact = artifact.model_copy(update={"quantization": quantization or artifact.quantization})
+    shape = artifact.shape
+    return ResolvedModel(
+        name=name,
+        display_name=plain,
+        max_context=shape.context_length if shape else None,
+        shape=shape,
+        artifacts=(artifact,),
+    )
+
+
+def _local_gguf(path: str) -> ModelArtifact:
+    quantization = quantization_of_file(path)
+    file = Path(path)
+    if not file.is_file():
+        return ModelArtifact(format=GGUF, quantization=quantization, local_path=path)
+    header = gguf.read_file(file)
+    return ModelArtifact(
+        format=GGUF,
+        quantization=quantization,
+        local_path=path,
+        weights_bytes=file.stat().st_size,
+        shape=gguf.shape_of(header),
+    )
+
+
+def _local_folder(path: str) -> ModelArtifact:
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        return ModelArtifact(format=SAFETENSORS, local_path=path)
+    config = config_json.parse_config((folder / "config.json").read_text(encoding="utf-8"))
+    return ModelArtifact(
+        format=MLX if config_json.is_mlx(config) else SAFETENSORS,
+        quantization=config_json.quantization_of(config),
+        local_path=path,
+        weights_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        shape=config_json.shape_of(config),
+    )
+
+
+def service_name(text: str) -> str:
+    """A name that a service may have: lower case letters, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.") or "model"

@@ -1,0 +1,178 @@
+"""Which backend, quantization and context, where the user left them open. Pure: measured results come in later."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.plan import DeployRequest, FitVerdict
+from fleet_controller.planning.devices import MemoryPool
+from fleet_controller.planning.fit import Fit, context_levels, judge_fit
+from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.resolved import MLX, SAFETENSORS, ModelArtifact, ResolvedModel
+
+FALLBACK_CONTEXT = 8192
+# Native formats first; plain safetensors are unquantized originals, taken when nothing else is there or on request.
+APPLE_PREFERENCE = (("mlx-lm", MLX), ("llama.cpp", "gguf"), ("mlx-lm", SAFETENSORS))
+PREFERENCE = (("llama.cpp", "gguf"), ("mlx-lm", MLX), ("mlx-lm", SAFETENSORS))
+
+
+class Choice(Frozen):
+    """One backend, artifact and context for one host, and how it fits. `full_context` is what would fit entirely."""
+
+    backend: str
+    artifact: ModelArtifact
+    context_tokens: int
+    fit: Fit
+    longest_context: int
+    fully_fitting_context: int | None = None
+
+
+def backend_named(name: str, backends: Mapping[str, Backend] = BACKENDS) -> Backend:
+    """The backend of a name, forgiving punctuation ("llama_cpp"). Raises PlanProblem listing those that exist."""
+    wanted = _plain(name)
+    found = next((backend for known, backend in backends.items() if _plain(known) == wanted), None)
+    if found is None:
+        raise PlanProblem("unknown-backend", f"no backend {name!r}", f"there are: {', '.join(backends)}", usage=True)
+    return found
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def usable(
+    facts: HostFacts, request: DeployRequest, resolved: ResolvedModel
+) -> list[tuple[Backend, list[ModelArtifact]]]:
+    """Groups of artifacts by backend and format, best first, largest artifact first within each.
+
+    Raises PlanProblem where nothing is left, saying which wish ruled it out.
+    """
+    wanted = backend_named(request.backend).name if request.backend else ""
+    preference = APPLE_PREFERENCE if facts.apple is not None else PREFERENCE
+    groups: list[tuple[Backend, list[ModelArtifact]]] = []
+    reasons: list[str] = []
+    for name, artifact_format in preference:
+        backend = BACKENDS[name]
+        if wanted and name != wanted:
+            continue
+        reason = backend.unsupported_reason(facts)
+        if reason:
+            reasons.append(reason)
+            continue
+        artifacts = [
+            item for item in resolved.artifacts if item.format == artifact_format and _is_wanted(item, request)
+        ]
+        if artifacts:
+            groups.append((backend, sorted(artifacts, key=lambda item: -(item.weights_bytes or 0))))
+    if not groups:
+        raise _nothing_usable(request, resolved, wanted, reasons)
+    return groups
+
+
+def _is_wanted(artifact: ModelArtifact, request: DeployRequest) -> bool:
+    return not request.quantization or artifact.quantization.lower() == request.quantization.lower()
+
+
+def _nothing_usable(
+    request: DeployRequest, resolved: ResolvedModel, wanted: str, reasons: Iterable[str]
+) -> PlanProblem:
+    reasons = tuple(dict.fromkeys(reasons))
+    if wanted and reasons:
+        return PlanProblem("backend-unsupported", reasons[0], "choose another backend with --backend")
+    formats = BACKENDS[wanted].formats if wanted else tuple({item.format for item in resolved.artifacts})
+    known = [item.quantization for item in resolved.artifacts if item.format in formats and item.quantization]
+    on = f" for {wanted}" if wanted else ""
+    if request.quantization and known:
+        listed = ", ".join(dict.fromkeys(known))
+        message = f"{resolved.name} has no quantization {request.quantization!r}{on}"
+        return PlanProblem("unknown-quantization", message, f"it has: {listed}", usage=True)
+    have = ", ".join(dict.fromkeys(item.format for item in resolved.artifacts)) or "none"
+    needs = f"{wanted} takes {' or '.join(formats)}" if wanted else "; ".join(reasons) or "no backend takes them"
+    return PlanProblem("no-artifact", f"{resolved.name} comes as {have}, {needs}", "choose another backend or model")
+
+
+def choose(
+    facts: HostFacts,
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    pool: MemoryPool,
+    reserve_bytes: int | None = None,
+) -> Choice:
+    """The first group that fits entirely, with its largest artifact; else the one that spills least; else the refusal.
+
+    Where no context was asked for and the pool allows no spilling, shorter contexts are tried before the next group.
+    A Choice that does not fit has the verdict REFUSED: the caller shows its arithmetic. Raises PlanProblem.
+    """
+    groups = usable(facts, request, resolved)
+    judged: list[Choice] = []
+    for backend, artifacts in groups:
+        options = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
+        fitting = next((option for option in options if option.fit.verdict is FitVerdict.FITS), None)
+        if fitting is not None and (fitting.context_tokens == fitting.longest_context or not _spills(backend, pool)):
+            return fitting
+        judged += options
+    return _second_best(judged)
+
+
+def _judge_group(
+    backend: Backend,
+    artifacts: list[ModelArtifact],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    pool: MemoryPool,
+    reserve_bytes: int | None,
+) -> Iterator[Choice]:
+    """Every artifact at the longest context, then every artifact at half of it, and so on."""
+    parallel = request.max_parallel or 0
+    ladders: dict[int, list[tuple[ModelArtifact, int, int, Fit]]] = {}
+    for artifact in artifacts:
+        longest = request.context_length or _longest_context(resolved, artifact)
+        levels = (longest,) if request.context_length else context_levels(longest)
+        for position, tokens in enumerate(levels):
+            use = backend.memory_use(tokens, parallel, pool.kind != "RAM")
+            shape = artifact.shape or resolved.shape
+            fit = judge_fit(artifact, shape, use, pool, offloads=backend.offloads, reserve_bytes=reserve_bytes)
+            ladders.setdefault(position, []).append((artifact, longest, tokens, fit))
+    full_fit = {
+        id(artifact): next(
+            (tokens for rung in ladders.values() for item, _, tokens, fit in rung
+             if item is artifact and fit.verdict is FitVerdict.FITS), None)
+        for artifact in artifacts
+    }  # fmt: skip
+    for rung in ladders.values():
+        for artifact, longest, tokens, fit in rung:
+            yield Choice(
+                backend=backend.name,
+                artifact=artifact,
+                context_tokens=tokens,
+                fit=fit,
+                longest_context=longest,
+                fully_fitting_context=full_fit[id(artifact)],
+            )
+
+
+def _longest_context(resolved: ResolvedModel, artifact: ModelArtifact) -> int:
+    shape = artifact.shape or resolved.shape
+    return resolved.max_context or (shape.context_length if shape else None) or FALLBACK_CONTEXT
+
+
+def _spills(backend: Backend, pool: MemoryPool) -> bool:
+    """On a discrete GPU the notes serve at full context and let the rest lie on the CPU; elsewhere that only swaps."""
+    return backend.offloads and pool.kind == "VRAM"
+
+
+def _second_best(judged: list[Choice]) -> Choice:
+    """What spills least at the longest context, else a shorter one, else what nobody can judge, else the refusal."""
+    at_full = [option for option in judged if option.context_tokens == option.longest_context]
+    spilling = [option for option in at_full if option.fit.verdict is FitVerdict.FITS_WITH_OFFLOAD]
+    if spilling:
+        return min(spilling, key=lambda option: option.fit.offload_bytes)
+    for verdict in (FitVerdict.FITS, FitVerdict.FITS_WITH_OFFLOAD):
+        found = next((option for option in judged if option.fit.verdict is verdict), None)
+        if found is not None:
+            return found
+    unjudged = next((option for option in at_full if option.fit.verdict is FitVerdict.UNSPECIFIED), None)
+    if unjudged is not None:
+        return unjudged
+    return min(judged, key=lambda option: option.fit.needed_bytes)

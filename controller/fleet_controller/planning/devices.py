@@ -1,0 +1,125 @@
+"""Which memory a service may use on a host, how much of it is free, and who else is on the device."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.facts import GpuFacts, GpuProcess, HostFacts
+from fleet_controller.domain.services import DesiredState, ServiceStatus
+
+VRAM = "VRAM"
+UNIFIED = "unified"
+RAM = "RAM"
+# Whoever sits at the machine's screen is no job: these hold a little memory for as long as the machine is on.
+DISPLAY_PROGRAMS = frozenset({"Xorg", "Xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "plasmashell", "sway"})
+
+
+class MemoryPool(Frozen):
+    """Memory that a model must fit into. None: nobody could read it.
+
+    `free_bytes` is the smaller of two ledgers: what the device says, and what our other services left of the total.
+    `spill_bytes` is memory outside the pool that a backend with offload may use for the rest of a model.
+    """
+
+    kind: str
+    free_bytes: int | None
+    total_bytes: int | None
+    spill_bytes: int = 0
+    devices: int = 1
+
+
+def visible_gpus(facts: HostFacts, environment: Mapping[str, str]) -> tuple[GpuFacts, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names (indices or UUIDs, up to the first it does not know); all when unset."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return facts.gpus
+    chosen: list[GpuFacts] = []
+    for word in (part.strip() for part in named.split(",")):
+        found = next((gpu for gpu in facts.gpus if _is_named(gpu, word)), None)
+        if found is None:
+            break  # as the CUDA runtime does: what follows an unknown device is invisible
+        chosen.append(found)
+    return tuple(chosen)
+
+
+def _is_named(gpu: GpuFacts, word: str) -> bool:
+    return str(gpu.index) == word or (word.startswith("GPU-") and gpu.uuid.startswith(word))
+
+
+def foreign_processes(gpus: tuple[GpuFacts, ...]) -> tuple[GpuProcess, ...]:
+    """Processes of other people or programs, largest first."""
+    found = {process.pid: process for gpu in gpus for process in gpu.processes if not process.ours}
+    others = [process for process in found.values() if (process.command or "") not in DISPLAY_PROGRAMS]
+    return tuple(sorted(others, key=lambda process: -(process.memory_bytes or 0)))
+
+
+def busy_text(process: GpuProcess, taken_unix_ms: int) -> str:
+    """As "busy: alice, python, 18.2 GB since 14:02 UTC"; the day is added when it is not that of the facts."""
+    parts = [process.user or "unknown user", process.command or f"pid {process.pid}"]
+    amount = "memory unknown" if process.memory_bytes is None else f"{process.memory_bytes / 1e9:.1f} GB"
+    if process.started_unix_ms is not None:
+        started = datetime.fromtimestamp(process.started_unix_ms / 1000, UTC)
+        same_day = started.date() == datetime.fromtimestamp(taken_unix_ms / 1000, UTC).date()
+        amount += f" since {started:%H:%M} UTC" if same_day else f" since {started:%Y-%m-%d %H:%M} UTC"
+    return "busy: " + ", ".join([*parts, amount])
+
+
+def memory_pool(
+    facts: HostFacts,
+    gpus: tuple[GpuFacts, ...],
+    services: tuple[ServiceStatus, ...],
+    replaced: ServiceStatus | None = None,
+) -> MemoryPool:
+    """The pool of a new service. What `replaced` holds counts as free: it ends before the new one starts."""
+    others = tuple(
+        status
+        for status in services
+        if status.desired is DesiredState.RUNNING and (replaced is None or status.spec.name != replaced.spec.name)
+    )
+    if gpus:
+        return _vram(facts, gpus, others, replaced)
+    if facts.apple is not None:
+        return _unified(facts, others, replaced)
+    returned = (replaced.resident_bytes or 0) if replaced else 0
+    free = _both_ledgers(facts.memory.available_bytes, returned, facts.memory.total_bytes, _promised(others))
+    return MemoryPool(kind=RAM, free_bytes=free, total_bytes=facts.memory.total_bytes)
+
+
+def _vram(
+    facts: HostFacts, gpus: tuple[GpuFacts, ...], others: tuple[ServiceStatus, ...], replaced: ServiceStatus | None
+) -> MemoryPool:
+    indices = {gpu.index for gpu in gpus}
+    neighbours = tuple(status for status in others if indices & set(status.spec.gpu_indices))
+    total = _sum(gpu.memory_total_bytes for gpu in gpus)
+    returned = (replaced.gpu_memory_bytes or 0) if replaced else 0
+    free = _both_ledgers(_sum(gpu.memory_free_bytes for gpu in gpus), returned, total, _promised(neighbours))
+    spill = facts.memory.available_bytes or 0
+    return MemoryPool(kind=VRAM, free_bytes=free, total_bytes=total, spill_bytes=spill, devices=len(gpus))
+
+
+def _unified(facts: HostFacts, others: tuple[ServiceStatus, ...], replaced: ServiceStatus | None) -> MemoryPool:
+    """Metal may use its working set, and no more than what macOS has available; the rest is the CPU's."""
+    working_set = facts.apple.metal_working_set_bytes if facts.apple else None
+    returned = (replaced.resident_bytes or 0) if replaced else 0
+    promised_left = None if working_set is None else max(working_set - _promised(others), 0)
+    available = None if facts.memory.available_bytes is None else facts.memory.available_bytes + returned
+    known = [value for value in (promised_left, available) if value is not None]
+    free = min(known) if known else None
+    spill = max((available or 0) - (free or 0), 0)
+    return MemoryPool(kind=UNIFIED, free_bytes=free, total_bytes=working_set, spill_bytes=spill)
+
+
+def _both_ledgers(live_free: int | None, returned: int, total: int | None, promised: int) -> int | None:
+    if live_free is None:
+        return None
+    free = live_free + returned
+    return free if total is None else max(min(free, total - promised), 0)
+
+
+def _promised(services: tuple[ServiceStatus, ...]) -> int:
+    return sum(status.spec.promised_memory_bytes for status in services)
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

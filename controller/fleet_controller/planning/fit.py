@@ -1,0 +1,122 @@
+"""Does a model fit? Weights, KV cache at that context, recurrent state and a reserve, against live free memory."""
+
+from fleet_controller.backends.base import MemoryUse
+from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.plan import FitLine, FitVerdict
+from fleet_controller.planning.devices import MemoryPool
+from fleet_controller.planning.resolved import ModelArtifact
+from fleet_controller.planning.shape import ModelShape
+
+# A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
+SMALLEST_CONTEXT = 4096
+
+
+class Fit(Frozen):
+    """A verdict with its arithmetic. UNSPECIFIED: something was not known, `unknown` says what.
+
+    `offload_bytes` is the part that would lie on the CPU; `promised_bytes` depends on the model and the host's total
+    memory alone, so that the same request always promises the same.
+    """
+
+    verdict: FitVerdict
+    lines: tuple[FitLine, ...] = ()
+    needed_bytes: int = 0
+    free_bytes: int | None = None
+    offload_bytes: int = 0
+    promised_bytes: int = 0
+    memory_kind: str = ""
+    unknown: str = ""
+
+    def summary(self) -> str:
+        """As "needs 36.3 GB, 25.0 GB of VRAM free"."""
+        free = "unknown" if self.free_bytes is None else f"{self.free_bytes / 1e9:.1f} GB"
+        return f"needs {self.needed_bytes / 1e9:.1f} GB, {free} of {self.memory_kind} free"
+
+
+def judge_fit(
+    artifact: ModelArtifact,
+    shape: ModelShape | None,
+    use: MemoryUse,
+    pool: MemoryPool,
+    *,
+    offloads: bool,
+    reserve_bytes: int | None = None,
+) -> Fit:
+    """The verdict for one artifact. `use.context_tokens` are those of all sequences together.
+
+    `reserve_bytes` replaces the backend's own reserve (limits.memory_reserve of hosts.yaml).
+    """
+    lines = fit_lines(artifact, shape, use, pool.devices, reserve_bytes)
+    needed = sum(line.bytes for line in lines)
+    promised = needed if pool.total_bytes is None else min(needed, pool.total_bytes)
+    unknown = _unknown(artifact, shape, pool)
+    offload = 0 if pool.free_bytes is None else max(needed - pool.free_bytes, 0)
+    if unknown and not (offload and artifact.weights_bytes is not None and pool.free_bytes is not None):
+        verdict = FitVerdict.UNSPECIFIED
+    elif offload == 0:
+        verdict = FitVerdict.FITS
+    elif offloads and offload <= pool.spill_bytes:
+        verdict = FitVerdict.FITS_WITH_OFFLOAD
+    else:
+        verdict = FitVerdict.REFUSED
+    return Fit(
+        verdict=verdict,
+        lines=lines,
+        needed_bytes=needed,
+        free_bytes=pool.free_bytes,
+        offload_bytes=offload,
+        promised_bytes=promised,
+        memory_kind=pool.kind,
+        unknown=unknown,
+    )
+
+
+def _unknown(artifact: ModelArtifact, shape: ModelShape | None, pool: MemoryPool) -> str:
+    if artifact.weights_bytes is None:
+        return "the size of the model is not known before the host opens it"
+    if pool.free_bytes is None:
+        return f"the host does not tell how much {pool.kind} is free"
+    if shape is None:
+        return "the model's architecture is not known, so its KV cache is not counted"
+    return ""
+
+
+def fit_lines(
+    artifact: ModelArtifact, shape: ModelShape | None, use: MemoryUse, devices: int, reserve_bytes: int | None = None
+) -> tuple[FitLine, ...]:
+    """What is added up, each with how it comes about."""
+    lines = []
+    if artifact.weights_bytes is not None:
+        source = f"{artifact.quantization or 'model'}, {artifact.format} files"
+        lines.append(FitLine(what="weights", bytes=artifact.weights_bytes, arithmetic=source))
+    if shape is not None:
+        lines += _cache_lines(shape, use)
+    reserve = use.reserve_bytes_per_device * devices if reserve_bytes is None else reserve_bytes
+    per_device = f"{devices} x {use.reserve_bytes_per_device / 2**20:.0f} MiB for compute buffers"
+    reserve_text = per_device if reserve_bytes is None else "limits.memory_reserve of hosts.yaml"
+    lines.append(FitLine(what="reserve", bytes=reserve, arithmetic=reserve_text))
+    return tuple(lines)
+
+
+def _cache_lines(shape: ModelShape, use: MemoryUse) -> list[FitLine]:
+    tokens = use.context_tokens
+    lines = []
+    if shape.kv_layers:
+        arithmetic = f"{shape.kv_arithmetic()} x {tokens} tokens"
+        lines.append(FitLine(what="KV cache", bytes=shape.kv_bytes_per_token() * tokens, arithmetic=arithmetic))
+    if shape.window_layers:
+        window = f"{shape.window_layers} layers with a window of {shape.window_tokens} tokens, {use.sequences} slots"
+        lines.append(FitLine(what="window cache", bytes=shape.window_bytes(tokens) * use.sequences, arithmetic=window))
+    if shape.recurrent_layers:
+        state = f"{shape.recurrent_layers} layers x {shape.recurrent_values_per_layer} x 4 B x {use.sequences} slots"
+        size = shape.recurrent_bytes_per_sequence() * use.sequences
+        lines.append(FitLine(what="recurrent state", bytes=size, arithmetic=state))
+    return lines
+
+
+def context_levels(longest: int) -> tuple[int, ...]:
+    """Contexts to try when nobody asked for one: the longest, then halves, down to SMALLEST_CONTEXT."""
+    levels = [longest]
+    while levels[-1] // 2 >= SMALLEST_CONTEXT:
+        levels.append(levels[-1] // 2)
+    return tuple(levels)

@@ -1,0 +1,91 @@
+"""The jobs that carry out a plan, named so that the same work on the same machine is the same job."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from fleet_controller.domain.artifacts import Artifact
+from fleet_controller.domain.base import EnvironmentVariable
+from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.domain.steps import ChatProbeStep, HubDownloadStep, JobSpec, Step, VerifyFileStep
+from fleet_controller.planning.resolved import GGUF, ModelArtifact
+from fleet_controller.planning.service import LOOPBACK
+from fleet_inventory.hosts import Host
+
+SMOKE_PROMPT = "Say hello in one short sentence."
+SMOKE_MAX_TOKENS = 32
+WILDCARD_ADDRESSES = frozenset({"0.0.0.0", "::"})
+
+
+def model_step(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]) -> tuple[Step, int]:
+    """The step that puts the model's files in place, and how many bytes it still has to fetch."""
+    if artifact.local_path:
+        path = artifact.local_path if artifact.format == GGUF else f"{artifact.local_path}/config.json"
+        return Step(name=f"check {artifact.local_path}", verify_file=VerifyFileStep(path=path)), 0
+    held: set[str] = set()
+    for found in cached:
+        if found.repository == artifact.repository and found.commit == artifact.commit:
+            held |= set(found.files)
+    step = HubDownloadStep(
+        repository=artifact.repository,
+        commit=artifact.commit,
+        revision=artifact.revision,
+        endpoint=host.environment.get("HF_ENDPOINT") or artifact.endpoint,
+        files=artifact.files,
+        token_file=host.environment.get("HF_TOKEN_PATH", ""),
+        offline=host.environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
+    )
+    missing = sum(file.size_bytes for file in artifact.files if file.path not in held)
+    return Step(name=f"fetch {artifact.repository}", hub_download=step), missing
+
+
+def prepare_job(
+    host: Host, facts: HostFacts, spec: ServiceSpec, steps: tuple[Step, ...], disk_needed_bytes: int
+) -> JobSpec:
+    """Install and model files: everything that comes before the service."""
+    return JobSpec(
+        job_id=_job_id("deploy", facts, spec, steps),
+        title=f"deploy {spec.name} {spec.quantization}".strip(),
+        steps=steps,
+        disk_needed_bytes=disk_needed_bytes,
+        environment=tuple(
+            EnvironmentVariable(name=key, value=value) for key, value in sorted(host.environment.items())
+        ),
+    )
+
+
+def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec:
+    """One real chat completion, once the service is ready."""
+    address = LOOPBACK if spec.bind_address in WILDCARD_ADDRESSES else spec.bind_address
+    host_part = f"[{address}]" if ":" in address else address
+    probe = ChatProbeStep(
+        base_url=f"http://{host_part}:{spec.port}/v1",
+        model=spec.served_model_name,
+        prompt=SMOKE_PROMPT,
+        max_tokens=SMOKE_MAX_TOKENS,
+    )
+    steps = (Step(name="smoke test", chat_probe=probe),)
+    return JobSpec(job_id=_job_id("smoke", facts, spec, steps), title=f"ask {spec.name} something", steps=steps)
+
+
+def _job_id(kind: str, facts: HostFacts, spec: ServiceSpec, steps: tuple[Step, ...]) -> str:
+    """The same work on the same machine is the same job: `<kind>-<service>-<16 hex>`."""
+    identity = {
+        "machine": facts.machine_id,
+        "spec": spec.model_dump(mode="json", exclude={"promised_memory_bytes", "readiness"}),
+        "steps": [step.model_dump(mode="json", exclude_none=True) for step in steps],
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return f"{kind}-{spec.name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def retried(job: JobSpec, known_ids: Iterable[str]) -> JobSpec:
+    """The same work under the next free id (`<id>-2`, `-3`, ...): for when `job` has ended and is wanted again."""
+    known = set(known_ids)
+    attempt = 1
+    job_id = job.job_id
+    while job_id in known:
+        attempt += 1
+        job_id = f"{job.job_id}-{attempt}"
+    return job.model_copy(update={"job_id": job_id})

@@ -1,0 +1,276 @@
+"""The plan of one host: pure and deterministic, so that it can be shown before it runs and repeated without harm."""
+
+from fleet_controller.backends import BACKENDS
+from fleet_controller.backends.base import BackendError, Installation, InstallRequest
+from fleet_controller.domain.artifacts import Artifact
+from fleet_controller.domain.base import Frozen, Problem
+from fleet_controller.domain.facts import GpuFacts, HostFacts
+from fleet_controller.domain.plan import DeployRequest, FitVerdict, HostPlan, PlanAction
+from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
+from fleet_controller.domain.steps import JobSpec, Step
+from fleet_controller.planning.candidates import Choice, choose
+from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
+from fleet_controller.planning.jobs import model_step, prepare_job, retried, smoke_job
+from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.render import render
+from fleet_controller.planning.resolved import ResolvedModel
+from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
+from fleet_inventory.hosts import Host
+
+__all__ = ["PlannedDeployment", "plan_host", "retried", "same_service", "unreachable_plan"]
+
+
+class PlannedDeployment(Frozen):
+    """A host's plan and the jobs that carry it out: `prepare` (install, model files), then the service of the plan is
+    applied, then `smoke_test`. Both are None where nothing is to be done. Their ids are derived from the machine and
+    the work, so that sending them again re-attaches; where one has ended, `retried` gives the next id.
+    """
+
+    plan: HostPlan
+    prepare: JobSpec | None = None
+    smoke_test: JobSpec | None = None
+
+
+class _Work(Frozen):
+    """What was decided for a host before it is written down."""
+
+    choice: Choice
+    installation: Installation
+    spec: ServiceSpec
+    steps: tuple[Step, ...]
+    download_bytes: int
+    warnings: tuple[str, ...] = ()
+
+
+def plan_host(
+    host: Host,
+    facts: HostFacts,
+    services: tuple[ServiceStatus, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    cached: tuple[Artifact, ...] = (),
+) -> PlannedDeployment:
+    """What deploying `resolved` would do on a host. Never raises for what a user can cause: the plan says it.
+
+    `services` are those the agent knows now, `cached` the hub artifacts it holds (they are not downloaded again).
+    """
+    running = next((status for status in services if status.spec.name == resolved.name), None)
+    try:
+        kept = _kept(host, facts, services, request, resolved, running)
+        if kept is not None:
+            return kept
+        work = _decide(host, facts, services, request, resolved, running, cached)
+    except PlanProblem as problem:
+        action = PlanAction.REFUSE if problem.refused else PlanAction.FAIL
+        return _stopped(host.name, action, problem.problem)
+    except BackendError as error:
+        problem_found = Problem(code=error.code, message=error.message, remedy=error.remedy)
+        return _stopped(host.name, PlanAction.FAIL, problem_found)
+    if work.choice.fit.verdict is FitVerdict.REFUSED:
+        return _does_not_fit(host.name, work)
+    return _planned(host, facts, work, running)
+
+
+def unreachable_plan(host_name: str, problem: Problem) -> PlannedDeployment:
+    """The plan of a host whose facts could not be had."""
+    return _stopped(host_name, PlanAction.FAIL, problem)
+
+
+def _stopped(host_name: str, action: PlanAction, problem: Problem) -> PlannedDeployment:
+    return PlannedDeployment(plan=HostPlan(host=host_name, action=action, reason=problem.message, problem=problem))
+
+
+def _is_up(status: ServiceStatus) -> bool:
+    ended = (ServiceState.STOPPED, ServiceState.FAILED)
+    return status.desired is DesiredState.RUNNING and status.state not in ended
+
+
+def _kept(
+    host: Host,
+    facts: HostFacts,
+    services: tuple[ServiceStatus, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    running: ServiceStatus | None,
+) -> PlannedDeployment | None:
+    """KEEP where the running service is what the request means, with everything left open as it runs now.
+
+    What was chosen by live memory once (quantization, context) must not change because the model itself now fills it.
+    """
+    if running is None or not _is_up(running):
+        return None
+    spec = running.spec
+    filled = request.model_copy(
+        update={
+            "backend": request.backend or spec.backend,
+            "quantization": request.quantization or spec.quantization,
+            "context_length": request.context_length or spec.context_length,
+            "port": request.port or spec.port,
+        }
+    )
+    try:
+        work = _decide(host, facts, services, filled, resolved, running, (), check_busy=False)
+    except (PlanProblem, BackendError):
+        return None
+    if not same_service(work.spec, spec):
+        return None
+    reason = f"already runs exactly so on port {spec.port} ({state_word(running.state)})"
+    return PlannedDeployment(plan=_host_plan(host.name, PlanAction.KEEP, reason, work).model_copy(
+        update={"service": spec, "download_bytes": 0, "install_needed": False}
+    ))  # fmt: skip
+
+
+def state_word(state: ServiceState) -> str:
+    """SERVICE_STATE_BACKING_OFF is "backing off"."""
+    return state.value.removeprefix("SERVICE_STATE_").replace("_", " ").lower()
+
+
+def _decide(
+    host: Host,
+    facts: HostFacts,
+    services: tuple[ServiceStatus, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    running: ServiceStatus | None,
+    cached: tuple[Artifact, ...],
+    *,
+    check_busy: bool = True,
+) -> _Work:
+    gpus = visible_gpus(facts, host.environment)
+    if check_busy:
+        _refuse_busy(facts, gpus)
+        _refuse_too_many(host, services, running)
+    pool = memory_pool(facts, gpus, services, running)
+    choice = choose(facts, request, resolved, pool, host.limits.memory_reserve_bytes)
+    backend = BACKENDS[choice.backend]
+    overrides = resolved.overrides_for(backend.name)
+    version = request.backend_version or overrides.version
+    installation = backend.plan_install(
+        facts, InstallRequest(version=version, engine_path=request.engine_path, gpus=gpus)
+    )
+    port = choose_port(host, request, services, running, backend)
+    spec = service_spec(host, facts, gpus, request, resolved, choice, installation, port)
+    files_step, download_bytes = model_step(host, choice.artifact, cached)
+    return _Work(
+        choice=choice,
+        installation=installation,
+        spec=spec,
+        steps=(*installation.steps, files_step),
+        download_bytes=download_bytes,
+        warnings=_warnings(gpus, request, resolved, choice, installation),
+    )
+
+
+def _refuse_busy(facts: HostFacts, gpus: tuple[GpuFacts, ...]) -> None:
+    foreign = foreign_processes(gpus)
+    if not foreign:
+        return
+    busy_indices = sorted({gpu.index for gpu in gpus for process in gpu.processes if process in foreign})
+    idle = [str(gpu.index) for gpu in gpus if gpu.index not in busy_indices]
+    message = "; ".join(busy_text(process, facts.taken_unix_ms) for process in foreign)
+    remedy = (
+        f"GPU {', '.join(idle)} is idle: set CUDA_VISIBLE_DEVICES={','.join(idle)} for this host in hosts.yaml"
+        if idle
+        else "wait until it has ended, or ask its owner; fleet never ends what it did not start"
+    )
+    raise PlanProblem("busy", message, remedy, refused=True)
+
+
+def _refuse_too_many(host: Host, services: tuple[ServiceStatus, ...], running: ServiceStatus | None) -> None:
+    limit = host.limits.max_services
+    others = [status for status in services if status is not running and status.desired is DesiredState.RUNNING]
+    if limit is not None and len(others) >= limit:
+        names = ", ".join(status.spec.name for status in others)
+        message = f"limits.max_services of this host is {limit}, and {names} already run there"
+        raise PlanProblem("too-many-services", message, "stop one of them with `fleet stop`", refused=True)
+
+
+def _warnings(
+    gpus: tuple[GpuFacts, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    choice: Choice,
+    installation: Installation,
+) -> tuple[str, ...]:
+    fit, backend = choice.fit, BACKENDS[choice.backend]
+    found = [*resolved.warnings, *installation.warnings]
+    if fit.verdict is FitVerdict.FITS_WITH_OFFLOAD:
+        hint = choice.fully_fitting_context
+        rest = f"; --context {hint} would fit entirely" if hint else ""
+        found.append(f"{fit.offload_bytes / 1e9:.1f} GB of the model lie on the CPU, which is much slower{rest}")
+    if fit.unknown:
+        found.append(f"fit not fully judged: {fit.unknown}")
+    if not request.context_length and choice.context_tokens < choice.longest_context:
+        found.append(f"context {choice.context_tokens}: {choice.longest_context} does not fit")
+    if not backend.memory_use(1, 0, bool(gpus)).context_is_enforced:
+        found.append(f"{backend.name} does not limit the context: memory is planned for {choice.context_tokens} tokens")
+    if any(not gpu.processes_known for gpu in gpus):
+        found.append("the driver does not tell who uses the GPU, so it may be busy")
+    if request.bind_address and not request.bind_address.startswith("127.") and request.bind_address != "::1":
+        found.append(f"the server listens on {request.bind_address} without a key: whoever reaches it may use it")
+    return (*found, *resolved.overrides_for(backend.name).known_problems)
+
+
+def _does_not_fit(host_name: str, work: _Work) -> PlannedDeployment:
+    fit = work.choice.fit
+    what = f"{work.spec.name} {work.choice.artifact.quantization}".strip()
+    message = f"{what} does not fit at context {work.choice.context_tokens}: {fit.summary()}"
+    problem = Problem(
+        code="does-not-fit",
+        message=message,
+        remedy="choose a smaller --quant or --context, another host, or stop what uses the memory (`fleet ps`)",
+    )
+    plan = _host_plan(host_name, PlanAction.REFUSE, message, work)
+    return PlannedDeployment(plan=plan.model_copy(update={"problem": problem, "service": None}))
+
+
+def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus | None) -> PlannedDeployment:
+    full = _disk_problem(facts, work)
+    if full is not None:
+        return _stopped(host.name, PlanAction.REFUSE, full)
+    disk_needed_bytes = work.installation.disk_bytes + work.download_bytes
+    prepare = prepare_job(host, facts, work.spec, work.steps, disk_needed_bytes)
+    smoke_test = smoke_job(facts, work.spec)
+    replaces = running is not None and running.desired is DesiredState.RUNNING
+    action = PlanAction.REPLACE if replaces else PlanAction.START
+    reason = changes(running.spec, work.spec) if running is not None and replaces else "not running here"
+    if running is not None and replaces and not _is_up(running):
+        reason = f"{state_word(running.state)}; starting it anew"
+    plan = _host_plan(host.name, action, reason, work)
+    commands = render(facts.layout, (*prepare.steps, *smoke_test.steps), work.spec, prepare.environment)
+    return PlannedDeployment(
+        plan=plan.model_copy(update={"commands": commands}), prepare=prepare, smoke_test=smoke_test
+    )
+
+
+def _host_plan(host_name: str, action: PlanAction, reason: str, work: _Work) -> HostPlan:
+    choice = work.choice
+    return HostPlan(
+        host=host_name,
+        action=action,
+        reason=reason,
+        backend=choice.backend,
+        backend_version=work.installation.version,
+        quantization=choice.artifact.quantization,
+        context_length=choice.context_tokens,
+        port=work.spec.port,
+        fit=choice.fit.verdict,
+        fit_lines=choice.fit.lines,
+        free_bytes=choice.fit.free_bytes,
+        memory_kind=choice.fit.memory_kind,
+        download_bytes=work.download_bytes,
+        service=work.spec,
+        warnings=work.warnings,
+        install_needed=bool(work.installation.steps),
+    )
+
+
+def _disk_problem(facts: HostFacts, work: _Work) -> Problem | None:
+    """Asked of the disk before any download; the agent asks again right before it writes."""
+    for purpose, needed in (("models", work.download_bytes), ("engines", work.installation.disk_bytes)):
+        disk = next((disk for disk in facts.disks if disk.purpose == purpose), None)
+        if disk is not None and disk.free_bytes is not None and needed > disk.free_bytes:
+            message = f"{disk.path} has {disk.free_bytes / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+            remedy = "free some space, or move the folder in hosts.yaml"
+            return Problem(code="disk-full", message=message, remedy=remedy)
+    return None

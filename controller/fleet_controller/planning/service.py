@@ -1,0 +1,132 @@
+"""The service that a plan would run: its spec, its port, and whether it is what runs already."""
+
+from collections.abc import Iterable, Mapping
+
+from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.backends.base import Installation, ServeOptions
+from fleet_controller.domain.base import EnvironmentVariable
+from fleet_controller.domain.facts import GpuFacts, HostFacts
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.services import ServiceSpec, ServiceStatus
+from fleet_controller.planning.candidates import Choice
+from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.resolved import ResolvedModel
+from fleet_inventory.hosts import Host
+
+LOOPBACK = "127.0.0.1"
+LAST_PORT = 65535
+# Variables of hosts.yaml that concern fetching and building only: a server neither needs them nor restarts for them.
+FETCHING_KEYS = frozenset(
+    {"HF_ENDPOINT", "HF_TOKEN_PATH", "HF_HUB_DISABLE_XET", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+    | {"http_proxy", "https_proxy", "no_proxy"}
+)
+FETCHING_PREFIXES = ("UV_",)
+NAMED_FIELDS = (
+    "backend", "backend_version", "model", "quantization", "context_length", "max_parallel", "port", "bind_address"
+)  # fmt: skip
+
+
+def service_spec(
+    host: Host,
+    facts: HostFacts,
+    gpus: tuple[GpuFacts, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    choice: Choice,
+    installation: Installation,
+    port: int,
+) -> ServiceSpec:
+    backend = BACKENDS[choice.backend]
+    bind_address = request.bind_address or LOOPBACK
+    try:
+        model_path = backend.model_path(choice.artifact, facts.layout.hf_home)
+    except ValueError as error:
+        raise PlanProblem("no-model-file", str(error), "choose another quantization with --quant") from error
+    command = backend.serve(
+        installation,
+        ServeOptions(
+            model_name=resolved.name,
+            model_path=model_path,
+            context_tokens=choice.context_tokens,
+            max_parallel=request.max_parallel or 0,
+            host=bind_address,
+            port=port,
+            sampling=resolved.sampling,
+            overrides=resolved.overrides_for(backend.name),
+            weights_bytes=choice.artifact.weights_bytes or 0,
+            hf_home=facts.layout.hf_home,
+        ),
+    )
+    return ServiceSpec(
+        name=resolved.name,
+        backend=backend.name,
+        backend_version=installation.version,
+        model=choice.artifact.repository or choice.artifact.local_path,
+        quantization=choice.artifact.quantization,
+        context_length=choice.context_tokens,
+        max_parallel=request.max_parallel or 0,
+        tool=command.tool,
+        arguments=command.arguments,
+        environment=_merged(_serving_environment(host.environment), command.environment),
+        bind_address=bind_address,
+        port=port,
+        readiness=command.readiness,
+        promised_memory_bytes=choice.fit.promised_bytes,
+        served_model_name=command.served_model_name,
+        gpu_indices=tuple(gpu.index for gpu in gpus),
+    )
+
+
+def choose_port(
+    host: Host,
+    request: DeployRequest,
+    services: tuple[ServiceStatus, ...],
+    running: ServiceStatus | None,
+    backend: Backend,
+) -> int:
+    """The port asked for, else the one it has, else the backend's default or the next that no service of ours has."""
+    taken = {status.spec.port: status.spec.name for status in services if status is not running}
+    limits = host.limits.ports
+    if request.port:
+        if request.port in taken:
+            message = f"port {request.port} belongs to {taken[request.port]} on this host"
+            raise PlanProblem("port-taken", message, "choose another with --port, or leave it out", refused=True)
+        if limits and not limits.first <= request.port <= limits.last:
+            message = f"port {request.port} is outside limits.ports ({limits.first}-{limits.last}) of this host"
+            raise PlanProblem("port-not-allowed", message, "choose another with --port, or leave it out", refused=True)
+        return request.port
+    first, last = (limits.first, limits.last) if limits else (backend.default_port, LAST_PORT)
+    if running is not None and first <= running.spec.port <= last and running.spec.port not in taken:
+        return running.spec.port
+    free = next((port for port in range(first, last + 1) if port not in taken), None)
+    if free is None:
+        message = f"every port of limits.ports ({first}-{last}) is taken"
+        raise PlanProblem("port-taken", message, "stop a service, or widen limits.ports", refused=True)
+    return free
+
+
+def _serving_environment(environment: Mapping[str, str]) -> tuple[EnvironmentVariable, ...]:
+    return tuple(
+        EnvironmentVariable(name=name, value=value)
+        for name, value in sorted(environment.items())
+        if name not in FETCHING_KEYS and not name.startswith(FETCHING_PREFIXES)
+    )
+
+
+def _merged(*groups: Iterable[EnvironmentVariable]) -> tuple[EnvironmentVariable, ...]:
+    """Later groups win; sorted by name, so that the same settings are the same spec."""
+    values = {variable.name: variable.value for group in groups for variable in group}
+    return tuple(EnvironmentVariable(name=name, value=value) for name, value in sorted(values.items()))
+
+
+def same_service(first: ServiceSpec, second: ServiceSpec) -> bool:
+    """Whether two specs mean the same process. What we promised or how long we would wait does not restart a model."""
+    own = ("promised_memory_bytes", "readiness")
+    return first.model_dump(exclude=set(own)) == second.model_dump(exclude=set(own))
+
+
+def changes(old: ServiceSpec, new: ServiceSpec) -> str:
+    """What differs, for people: "context_length 8192 -> 16384, port 8080 -> 8081"."""
+    differing = [key for key in NAMED_FIELDS if getattr(old, key) != getattr(new, key)]
+    found = [f"{key} {getattr(old, key)} -> {getattr(new, key)}" for key in differing]
+    return ", ".join(found) or "its command line or environment changed"

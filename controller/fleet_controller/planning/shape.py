@@ -1,0 +1,50 @@
+"""What of a model's architecture decides how much memory a context takes."""
+
+from fleet_controller.domain.base import Frozen
+
+F16_BYTES = 2
+F32_BYTES = 4
+
+
+class ModelShape(Frozen):
+    """The part of an architecture that memory depends on.
+
+    A model has `kv_layers` layers whose cache grows with the context, `window_layers` whose cache stops at
+    `window_tokens`, and `recurrent_layers` (linear attention, SSM) with a state of fixed size per sequence.
+    With multi-head latent attention (MLA) a layer keeps `mla_latent_length` values a token instead of keys and values.
+    """
+
+    architecture: str = ""
+    layers: int = 0
+    kv_layers: int = 0
+    kv_heads: int = 0
+    key_length: int = 0
+    value_length: int = 0
+    mla_latent_length: int = 0
+    window_layers: int = 0
+    window_tokens: int = 0
+    recurrent_layers: int = 0
+    recurrent_values_per_layer: int = 0
+    context_length: int | None = None
+
+    def _values_per_layer(self) -> int:
+        return self.mla_latent_length or self.kv_heads * (self.key_length + self.value_length)
+
+    def kv_bytes_per_token(self) -> int:
+        """f16 bytes that one more token of context takes. Source: llama.cpp's KV cache layout, k and v per layer."""
+        return self.kv_layers * self._values_per_layer() * F16_BYTES
+
+    def window_bytes(self, context_tokens: int) -> int:
+        """f16 bytes of the layers with a sliding window, which never hold more than the window."""
+        return self.window_layers * self._values_per_layer() * F16_BYTES * min(context_tokens, self.window_tokens)
+
+    def recurrent_bytes_per_sequence(self) -> int:
+        """f32 bytes of recurrent state that one sequence (slot) holds, whatever its length."""
+        return self.recurrent_layers * self.recurrent_values_per_layer * F32_BYTES
+
+    def kv_arithmetic(self) -> str:
+        """How kv_bytes_per_token comes about: "16 layers x 4 heads x (256 + 256) x 2 B"."""
+        if self.mla_latent_length:
+            return f"{self.kv_layers} layers x {self.mla_latent_length} (MLA) x {F16_BYTES} B"
+        lengths = f"({self.key_length} + {self.value_length})"
+        return f"{self.kv_layers} layers x {self.kv_heads} heads x {lengths} x {F16_BYTES} B"
