@@ -88,6 +88,10 @@ class Backend(Protocol):
         """Why this backend cannot run on the host, or None. The filter before anything else is looked at."""
         ...
 
+    def uses_gpus(self, facts: HostFacts) -> bool:
+        """Whether it would compute on the host's NVIDIA GPUs."""
+        ...
+
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         """The install that a request means, with the steps still needed. Raises BackendError."""
         ...

@@ -79,9 +79,12 @@ class LlamaCpp:
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return None if facts.system.os in ("linux", "darwin") else f"llama.cpp is not built for {facts.system.os}"
 
+    def uses_gpus(self, facts: HostFacts) -> bool:
+        return bool(facts.gpus)
+
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         if request.engine_path:
-            return self._adopt(facts, request.engine_path, request.version or _version_at(facts, request.engine_path))
+            return self._adopt(facts, request.engine_path, request.version)
         version = request.version or LLAMA_CPP_VERSION
         options = build_options(facts, request.gpus)
         label = version_label(version)
@@ -94,7 +97,7 @@ class LlamaCpp:
         lacking = _missing_tools(facts, version, cuda="-DGGML_CUDA=ON" in options)
         if lacking:
             return self._instead_of_building(facts, request, lacking)
-        return self._build(key, version, label, options)
+        return self._build(facts, key, version, options)
 
     def _present(self, facts: HostFacts, label: str) -> Installation | None:
         """Binaries of the wanted version that somebody else put there are as good as ours."""
@@ -128,13 +131,19 @@ class LlamaCpp:
         key = install_key(self.name, label, {**platform_options(facts), "adopted": folder})
         if installed(facts, key):
             return Installation(backend=self.name, version=label, install_key=key)
+        # An empty version is filled in by the agent, which asks the binary itself.
         step = AdoptEngineStep(
-            install_key=key, backend=self.name, version=label, path=folder, binaries=REQUIRED_BINARIES
+            install_key=key,
+            backend=self.name,
+            version=version_label(version) if version else "",
+            path=folder,
+            binaries=REQUIRED_BINARIES,
         )
         steps = (Step(name=f"adopt llama.cpp at {folder}", adopt_engine=step),)
         return Installation(backend=self.name, version=label, install_key=key, steps=steps)
 
-    def _build(self, key: str, version: str, label: str, options: tuple[str, ...]) -> Installation:
+    def _build(self, facts: HostFacts, key: str, version: str, options: tuple[str, ...]) -> Installation:
+        label = version_label(version)
         source = source_step(version)
         build = CmakeBuildStep(
             source_key=_source_key(version),
@@ -143,6 +152,8 @@ class LlamaCpp:
             version=label,
             options=options,
             targets=TARGETS,
+            parallel=facts.cpu.logical_cores or 0,
+            ninja=any(tool.name == "ninja" for tool in facts.tools),
         )
         disk_bytes = CUDA_BUILD_DISK_BYTES if "-DGGML_CUDA=ON" in options else CPU_BUILD_DISK_BYTES
         steps = (source, Step(name=f"build llama.cpp {label}", cmake_build=build))
@@ -178,8 +189,8 @@ class LlamaCpp:
         )
 
     def parse_version(self, output: str) -> str | None:
-        """From `llama-server --version`: "version: 8396 (054d8b0f2)" is b8396."""
-        found = re.search(r"^version:\s*(\d+)\b", output, re.MULTILINE)
+        """From `llama-server --version`: "version: 8396 (054d8b0f2)", or "version: 0.6.0-dev (build 11434, ...)"."""
+        found = re.search(r"^version:\s*(?:\S+ \(build )?(\d+)\b(?!\.)", output, re.MULTILINE)
         return f"b{found[1]}" if found else None
 
     def bench_step(self, installation: Installation, model_path: str, options: BenchOptions) -> Step:
@@ -290,12 +301,6 @@ def _source_key(version: str) -> str:
 
 def _folder_of(engine: EngineFacts) -> str:
     return engine.path.rstrip("/").removesuffix("/llama-server")
-
-
-def _version_at(facts: HostFacts, path: str) -> str:
-    folder = path.rstrip("/").removesuffix("/llama-server")
-    found = (engine for engine in engines_of(facts, "llama.cpp") if _folder_of(engine) == folder)
-    return next((engine.version for engine in found if engine.version), "")
 
 
 def _missing_tools(facts: HostFacts, version: str, *, cuda: bool) -> str:

@@ -58,6 +58,9 @@ class MlxLm:
             return "MLX has no wheels for musl"
         return None if system.os in ("linux", "darwin") else f"MLX is not built for {system.os}"
 
+    def uses_gpus(self, facts: HostFacts) -> bool:
+        return False  # Metal on Apple silicon, else the CPU: what we install has no CUDA part
+
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         if request.engine_path:
             raise BackendError(

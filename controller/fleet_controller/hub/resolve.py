@@ -295,4 +295,4 @@ def _local_folder(path: str) -> ModelArtifact:
 
 def service_name(text: str) -> str:
     """A name that a service may have: lower case letters, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-.") or "model"
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "model"

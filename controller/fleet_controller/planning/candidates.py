@@ -96,17 +96,19 @@ def choose(
     facts: HostFacts,
     request: DeployRequest,
     resolved: ResolvedModel,
-    pool: MemoryPool,
+    pools: Mapping[str, MemoryPool],
     reserve_bytes: int | None = None,
 ) -> Choice:
     """The first group that fits entirely, with its largest artifact; else the one that spills least; else the refusal.
 
     Where no context was asked for and the pool allows no spilling, shorter contexts are tried before the next group.
+    `pools` has the memory that each backend would use, by its name.
     A Choice that does not fit has the verdict REFUSED: the caller shows its arithmetic. Raises PlanProblem.
     """
     groups = usable(facts, request, resolved)
     judged: list[Choice] = []
     for backend, artifacts in groups:
+        pool = pools[backend.name]
         options = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
         fitting = next((option for option in options if option.fit.verdict is FitVerdict.FITS), None)
         if fitting is not None and (fitting.context_tokens == fitting.longest_context or not _spills(backend, pool)):

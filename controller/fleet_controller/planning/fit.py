@@ -14,8 +14,8 @@ SMALLEST_CONTEXT = 4096
 class Fit(Frozen):
     """A verdict with its arithmetic. UNSPECIFIED: something was not known, `unknown` says what.
 
-    `offload_bytes` is the part that would lie on the CPU; `promised_bytes` depends on the model and the host's total
-    memory alone, so that the same request always promises the same.
+    `offload_bytes` is the part that would lie on the CPU; `promised_bytes` what the service may take of the pool: the
+    agent looks whether it is still free right before the start.
     """
 
     verdict: FitVerdict
@@ -48,7 +48,6 @@ def judge_fit(
     """
     lines = fit_lines(artifact, shape, use, pool.devices, reserve_bytes)
     needed = sum(line.bytes for line in lines)
-    promised = needed if pool.total_bytes is None else min(needed, pool.total_bytes)
     unknown = _unknown(artifact, shape, pool)
     offload = 0 if pool.free_bytes is None else max(needed - pool.free_bytes, 0)
     if unknown and not (offload and artifact.weights_bytes is not None and pool.free_bytes is not None):
@@ -65,7 +64,7 @@ def judge_fit(
         needed_bytes=needed,
         free_bytes=pool.free_bytes,
         offload_bytes=offload,
-        promised_bytes=promised,
+        promised_bytes=needed if offload == 0 else max(needed - offload - lines[-1].bytes, 0),
         memory_kind=pool.kind,
         unknown=unknown,
     )

@@ -44,15 +44,15 @@ def prepare_job(
     host: Host, facts: HostFacts, spec: ServiceSpec, steps: tuple[Step, ...], disk_needed_bytes: int
 ) -> JobSpec:
     """Install and model files: everything that comes before the service."""
-    return JobSpec(
-        job_id=_job_id("deploy", facts, spec, steps),
+    environment = (EnvironmentVariable(name=name, value=value) for name, value in sorted(host.environment.items()))
+    job = JobSpec(
+        job_id="",
         title=f"deploy {spec.name} {spec.quantization}".strip(),
         steps=steps,
         disk_needed_bytes=disk_needed_bytes,
-        environment=tuple(
-            EnvironmentVariable(name=key, value=value) for key, value in sorted(host.environment.items())
-        ),
+        environment=tuple(environment),
     )
+    return _named("deploy", facts, spec, job)
 
 
 def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec:
@@ -66,18 +66,22 @@ def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec:
         max_tokens=SMOKE_MAX_TOKENS,
     )
     steps = (Step(name="smoke test", chat_probe=probe),)
-    return JobSpec(job_id=_job_id("smoke", facts, spec, steps), title=f"ask {spec.name} something", steps=steps)
+    return _named("smoke", facts, spec, JobSpec(job_id="", title=f"ask {spec.name} something", steps=steps))
 
 
-def _job_id(kind: str, facts: HostFacts, spec: ServiceSpec, steps: tuple[Step, ...]) -> str:
-    """The same work on the same machine is the same job: `<kind>-<service>-<16 hex>`."""
+def _named(kind: str, facts: HostFacts, spec: ServiceSpec, job: JobSpec) -> JobSpec:
+    """The job with its id: `<kind>-<service>-<16 hex>` over the machine, the service and the whole job.
+
+    An agent refuses a known id with another spec, so everything in the job must count.
+    """
     identity = {
         "machine": facts.machine_id,
-        "spec": spec.model_dump(mode="json", exclude={"promised_memory_bytes", "readiness"}),
-        "steps": [step.model_dump(mode="json", exclude_none=True) for step in steps],
+        "service": spec.model_dump(mode="json", exclude={"promised_memory_bytes", "readiness"}),
+        "job": job.model_dump(mode="json", exclude_none=True),
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return f"{kind}-{spec.name[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return job.model_copy(update={"job_id": f"{kind}-{spec.name}-{digest}"})
 
 
 def retried(job: JobSpec, known_ids: Iterable[str]) -> JobSpec:

@@ -136,13 +136,14 @@ def _decide(
     *,
     check_busy: bool = True,
 ) -> _Work:
-    gpus = visible_gpus(facts, host.environment)
+    visible = visible_gpus(facts, host.environment)
+    used = {name: visible if backend.uses_gpus(facts) else () for name, backend in BACKENDS.items()}
+    pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
+    choice = choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
+    backend, gpus = BACKENDS[choice.backend], used[choice.backend]
     if check_busy:
         _refuse_busy(facts, gpus)
         _refuse_too_many(host, services, running)
-    pool = memory_pool(facts, gpus, services, running)
-    choice = choose(facts, request, resolved, pool, host.limits.memory_reserve_bytes)
-    backend = BACKENDS[choice.backend]
     overrides = resolved.overrides_for(backend.name)
     version = request.backend_version or overrides.version
     installation = backend.plan_install(
@@ -228,7 +229,8 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
     full = _disk_problem(facts, work)
     if full is not None:
         return _stopped(host.name, PlanAction.REFUSE, full)
-    disk_needed_bytes = work.installation.disk_bytes + work.download_bytes
+    # All model bytes: the agent takes off what its cache holds by then, and the job's id must not depend on that.
+    disk_needed_bytes = work.installation.disk_bytes + work.choice.artifact.download_bytes()
     prepare = prepare_job(host, facts, work.spec, work.steps, disk_needed_bytes)
     smoke_test = smoke_job(facts, work.spec)
     replaces = running is not None and running.desired is DesiredState.RUNNING
@@ -237,7 +239,7 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
     if running is not None and replaces and not _is_up(running):
         reason = f"{state_word(running.state)}; starting it anew"
     plan = _host_plan(host.name, action, reason, work)
-    commands = render(facts.layout, (*prepare.steps, *smoke_test.steps), work.spec, prepare.environment)
+    commands = render(facts, (*prepare.steps, *smoke_test.steps), work.spec, prepare.environment)
     return PlannedDeployment(
         plan=plan.model_copy(update={"commands": commands}), prepare=prepare, smoke_test=smoke_test
     )

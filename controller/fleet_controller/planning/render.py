@@ -1,12 +1,12 @@
 """Steps as the commands that the agent will run: the same argv as agent/fleet_agent/steps builds, with absolute paths.
 
-tests/controller/planning compares both, step by step.
+tests/controller/planning compares both, step by step. What a step does without starting a program is described.
 """
 
 from collections.abc import Iterator
 
 from fleet_controller.domain.base import EnvironmentVariable
-from fleet_controller.domain.facts import HostLayout
+from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import PlannedCommand
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.domain.steps import (
@@ -23,64 +23,75 @@ from fleet_controller.domain.steps import (
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 SHOWN_FILES = 4
+# Nobody is there to answer a prompt, and no redirect may bring in another protocol.
+GIT_ENVIRONMENT = tuple(
+    EnvironmentVariable(name=name, value=value)
+    for name, value in (
+        ("GIT_TERMINAL_PROMPT", "0"),
+        ("GIT_ALLOW_PROTOCOL", "https:ssh"),
+        ("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
+        ("LC_ALL", "C"),
+    )
+)
 
 
 def render(
-    layout: HostLayout,
+    facts: HostFacts,
     steps: tuple[Step, ...],
     service: ServiceSpec | None,
     environment: tuple[EnvironmentVariable, ...] = (),
 ) -> tuple[PlannedCommand, ...]:
     """Everything in the order in which it runs: installs, files, the server, its smoke test.
 
-    `environment` is the job's: it is shown with each command that a step runs.
+    `environment` is the job's: it is shown with each command that a step starts.
     """
-    commands: list[PlannedCommand] = []
-    after_service: list[PlannedCommand] = []
+    before: list[PlannedCommand] = []
+    after: list[PlannedCommand] = []
     for step in steps:
-        made = [
-            command.model_copy(update={"environment": _shown(command, environment)}) for command in _step(layout, step)
-        ]
-        (after_service if step.chat_probe or step.health_probe else commands).extend(made)
-    if service is not None:
-        commands.append(serve_command(layout, service))
-    return (*commands, *after_service)
+        made = [_with_environment(command, environment) for command in _step(facts, step)]
+        (after if step.chat_probe or step.health_probe else before).extend(made)
+    serve = [serve_command(facts, service)] if service is not None else []
+    return (*before, *serve, *after)
 
 
-def _shown(command: PlannedCommand, environment: tuple[EnvironmentVariable, ...]) -> tuple[EnvironmentVariable, ...]:
-    return (*environment, *command.environment) if command.argv else command.environment
+def _with_environment(command: PlannedCommand, environment: tuple[EnvironmentVariable, ...]) -> PlannedCommand:
+    if not command.argv:
+        return command
+    return command.model_copy(update={"environment": (*environment, *command.environment)})
 
 
-def serve_command(layout: HostLayout, service: ServiceSpec) -> PlannedCommand:
+def serve_command(facts: HostFacts, service: ServiceSpec) -> PlannedCommand:
     """The server's command line and the environment that the plan sets for it."""
-    argv = (tool_path(layout, service.tool), *service.arguments)
+    argv = (tool_path(facts, service.tool), *service.arguments)
     return PlannedCommand(purpose="serve", argv=argv, environment=service.environment)
 
 
-def tool_path(layout: HostLayout, tool: ToolRef) -> str:
-    """<engines_dir>/<install key>/<name>, or the bare name of a tool of the host."""
-    return f"{layout.engines_dir}/{tool.install_key}/{tool.name}" if tool.install_key else tool.name
+def tool_path(facts: HostFacts, tool: ToolRef) -> str:
+    """<engines_dir>/<install key>/<name>; a tool of the host by the path its probe found, else by its bare name."""
+    if tool.install_key:
+        return f"{facts.layout.engines_dir}/{tool.install_key}/{tool.name}"
+    return next((found.path for found in facts.tools if found.name == tool.name and found.path), tool.name)
 
 
-def _step(layout: HostLayout, step: Step) -> Iterator[PlannedCommand]:
+def _step(facts: HostFacts, step: Step) -> Iterator[PlannedCommand]:
     if step.python_environment:
-        yield from _python_environment(layout, step.python_environment)
+        yield from _python_environment(facts, step.python_environment)
     elif step.git_checkout:
-        yield from _git_checkout(layout, step.git_checkout)
+        yield from _git_checkout(facts, step.git_checkout)
     elif step.source_archive:
-        yield from _source_archive(layout, step.source_archive)
+        yield _source_archive(facts, step.source_archive)
     elif step.cmake_build:
-        yield from _cmake_build(layout, step.cmake_build)
+        yield from _cmake_build(facts, step.cmake_build)
     elif step.adopt_engine:
         adopt = step.adopt_engine
         text = f"use the binaries in {adopt.path} as {adopt.install_key} (links; nothing is copied or changed)"
         yield PlannedCommand(purpose="install", description=text)
     elif step.hub_download:
-        yield _hub_download(layout, step.hub_download)
+        yield _hub_download(facts, step.hub_download)
     elif step.verify_file:
         yield _verify_file(step.verify_file)
     elif step.run_tool:
-        argv = (tool_path(layout, step.run_tool.tool), *step.run_tool.arguments)
+        argv = (tool_path(facts, step.run_tool.tool), *step.run_tool.arguments)
         yield PlannedCommand(purpose="run", argv=argv, environment=step.run_tool.environment)
     elif step.health_probe:
         yield PlannedCommand(purpose="health probe", description=f"GET {step.health_probe.url}")
@@ -88,51 +99,72 @@ def _step(layout: HostLayout, step: Step) -> Iterator[PlannedCommand]:
         yield _chat_probe(step.chat_probe)
 
 
-def _python_environment(layout: HostLayout, step: PythonEnvironmentStep) -> Iterator[PlannedCommand]:
-    folder = f"{layout.engines_dir}/{step.install_key}"
-    python = ("--python", step.python) if step.python else ()
-    yield PlannedCommand(purpose="install", argv=("uv", "venv", *python, f"{folder}/venv"))
-    argv = ["uv", "pip", "install", "--python", f"{folder}/venv/bin/python3"]
-    argv += [word for link in step.find_links for word in ("--find-links", link)]
-    argv += ["--no-index"] if step.no_index else []
+def agent_python(facts: HostFacts) -> str:
+    """The agent's own interpreter, where bring-up puts it."""
+    return f"{facts.layout.state_dir}/agent/current/venv/bin/python"
+
+
+def _python_environment(facts: HostFacts, step: PythonEnvironmentStep) -> Iterator[PlannedCommand]:
+    uv = tool_path(facts, ToolRef(name="uv"))
+    folder = f"{facts.layout.engines_dir}/{step.install_key}.tmp"
+    venv = f"{folder}/venv"
+    python = step.python or agent_python(facts)
+    made = f"the environment is renamed to {facts.layout.engines_dir}/{step.install_key} once it is complete"
+    yield PlannedCommand(
+        purpose="install", argv=(uv, "venv", "--relocatable", "--python", python, venv), description=made
+    )
+    argv = [uv, "pip", "install", "--python", f"{venv}/bin/python3"]
     argv += [f"--torch-backend={step.torch_backend}"] if step.torch_backend else []
+    argv += ["--no-index"] if step.no_index else []
+    argv += [word for link in step.find_links for word in ("--find-links", link)]
     argv += [word for url in step.extra_index_urls for word in ("--extra-index-url", url)]
     argv += ["--prerelease", "allow"] if step.prerelease else []
+    argv += ["--overrides", f"{folder}/overrides.txt"] if step.overrides else []
     yield PlannedCommand(purpose="install", argv=(*argv, *step.requirements))
 
 
-def _source_dir(layout: HostLayout, key: str) -> str:
-    return f"{layout.engines_dir}/sources/{key}"
+def _source_dir(facts: HostFacts, key: str) -> str:
+    return f"{facts.layout.engines_dir}/sources/{key}"
 
 
-def _git_checkout(layout: HostLayout, step: GitCheckoutStep) -> Iterator[PlannedCommand]:
-    folder = _source_dir(layout, step.source_key)
-    yield PlannedCommand(purpose="install", argv=("git", "clone", step.url, folder))
+def _git_checkout(facts: HostFacts, step: GitCheckoutStep) -> Iterator[PlannedCommand]:
+    git = tool_path(facts, ToolRef(name="git"))
+    folder = _source_dir(facts, step.source_key)
+    staging = f"{folder}.tmp"
+    clone = (git, "clone", "--filter=blob:none", "--no-checkout", "--progress", step.url, staging)
+    kept = f"a checkout that is already at {folder} is fetched into instead"
+    yield PlannedCommand(purpose="install", argv=clone, environment=GIT_ENVIRONMENT, description=kept)
+    checkout = (git, "-C", staging, "checkout", "--force", "--detach", step.ref)
+    named = f"{step.ref} as the full commit that it names; then renamed to {folder}"
+    yield PlannedCommand(purpose="install", argv=checkout, environment=GIT_ENVIRONMENT, description=named)
 
 
-def _source_archive(layout: HostLayout, step: SourceArchiveStep) -> Iterator[PlannedCommand]:
+def _source_archive(facts: HostFacts, step: SourceArchiveStep) -> PlannedCommand:
     source = step.url or step.path or f"the sdist {step.python_sdist} from the host's package index"
-    text = f"unpack {source} to {_source_dir(layout, step.source_key)}"
-    yield PlannedCommand(purpose="install", description=text)
+    text = f"unpack {source} to {_source_dir(facts, step.source_key)}"
+    return PlannedCommand(purpose="install", description=text)
 
 
-def _cmake_build(layout: HostLayout, step: CmakeBuildStep) -> Iterator[PlannedCommand]:
-    source = _source_dir(layout, step.source_key)
-    build = f"{layout.engines_dir}/{step.install_key}/build"
-    yield PlannedCommand(purpose="install", argv=("cmake", "-S", source, "-B", build, *step.options))
-    parallel = ("-j", str(step.parallel)) if step.parallel else ("-j",)
-    argv = ("cmake", "--build", build, "--config", "Release", *parallel, "--target", *step.targets)
-    yield PlannedCommand(purpose="install", argv=argv)
+def _cmake_build(facts: HostFacts, step: CmakeBuildStep) -> Iterator[PlannedCommand]:
+    cmake = tool_path(facts, ToolRef(name="cmake"))
+    build = f"{facts.layout.engines_dir}/{step.install_key}.build"
+    generator = ("-G", "Ninja") if step.ninja else ()
+    configure = (cmake, _source_dir(facts, step.source_key), "-B", build, *generator, *step.options)
+    yield PlannedCommand(purpose="install", argv=configure)
+    jobs = step.parallel or facts.cpu.logical_cores or 1
+    argv = (cmake, "--build", build, "--config", "Release", "-j", str(jobs), "--target", *step.targets)
+    kept = f"the binaries are copied to {facts.layout.engines_dir}/{step.install_key}/bin"
+    yield PlannedCommand(purpose="install", argv=argv, description=kept)
 
 
-def _hub_download(layout: HostLayout, step: HubDownloadStep) -> PlannedCommand:
+def _hub_download(facts: HostFacts, step: HubDownloadStep) -> PlannedCommand:
     total = sum(file.size_bytes for file in step.files)
     names = ", ".join(file.path for file in step.files[:SHOWN_FILES])
     names += f" and {len(step.files) - SHOWN_FILES} more" if len(step.files) > SHOWN_FILES else ""
     source = "the host's cache only" if step.offline else step.endpoint or DEFAULT_ENDPOINT
     text = (
-        f"fetch {names} ({total / 1e9:.2f} GB) of {step.repository} at commit {step.commit[:12]} "
-        f"from {source} into {layout.hf_home}/hub, checked against the hub's hashes"
+        f"fetch {names} ({total} bytes) of {step.repository} at commit {step.commit} "
+        f"from {source} into {facts.layout.hf_home}/hub, checked against the hub's hashes"
     )
     return PlannedCommand(purpose="download", description=text)
 
