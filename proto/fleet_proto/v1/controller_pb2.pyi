@@ -378,6 +378,7 @@ class UpRequest(_message.Message):
     WHEEL_FOLDER_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     FETCH_WHEELS_FOR_FIELD_NUMBER: _builtins.int
+    MANAGER_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
     transport: _builtins.str
     """"ssh" | "local"; empty = as in hosts.yaml"""
@@ -386,7 +387,9 @@ class UpRequest(_message.Message):
     force: _builtins.bool
     """install again even where the version is current"""
     fetch_wheels_for: _builtins.str
-    """reserved"""
+    """"hosts": the controller fetches wheels for each host's platform itself; empty = no"""
+    manager: _builtins.str
+    """"background": no service manager is touched (demo, tests); empty = what the host has"""
     def __init__(
         self,
         *,
@@ -395,10 +398,11 @@ class UpRequest(_message.Message):
         wheel_folder: _builtins.str = ...,
         force: _builtins.bool = ...,
         fetch_wheels_for: _builtins.str = ...,
+        manager: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_wheels_for", b"fetch_wheels_for", "force", b"force", "pattern", b"pattern", "transport", b"transport", "wheel_folder", b"wheel_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_wheels_for", b"fetch_wheels_for", "force", b"force", "manager", b"manager", "pattern", b"pattern", "transport", b"transport", "wheel_folder", b"wheel_folder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
