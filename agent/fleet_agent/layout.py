@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import secrets
 import stat
 import subprocess
 import sys
@@ -190,7 +189,7 @@ def _kept_random_id(folder: Path = Path("/var/tmp")) -> str:
             kept = file.read().strip()
             if re.fullmatch(r"[0-9a-f]{32}", kept):
                 return kept
-            fresh = secrets.token_hex(16)
+            fresh = os.urandom(16).hex()
             file.seek(0)
             file.truncate()
             file.write(fresh + "\n")

@@ -98,7 +98,7 @@ class Servicer:
         for method in agent_pb2.DESCRIPTOR.services_by_name["Agent"].methods:
             call = next((getattr(part, method.name) for part in parts if hasattr(part, method.name)), None)
             if call is None:
-                call = getattr(agent_pb2_grpc.AgentServicer, method.name)
+                raise TypeError(f"no part serves {method.name}")
             setattr(self, method.name, call)
 
 
@@ -192,27 +192,20 @@ async def _parts(
     layout: Layout, configuration: AgentConfiguration, probes: Sequence[Probe], stop: asyncio.Event
 ) -> AsyncIterator[tuple[Any, ...]]:
     """The supervisors, started (they have re-adopted what runs), and the calls on them; closed at the end."""
-    import importlib
+    from fleet_agent.jobs.supervisor import JobSupervisor
+    from fleet_agent.server.jobs import JobCalls
+    from fleet_agent.server.services import ServiceCalls
+    from fleet_agent.services.supervisor import ServiceSupervisor
 
-    supervisors: list[Any] = []
-    calls: list[Any] = []
+    jobs = JobSupervisor(layout)
+    services = ServiceSupervisor(layout, configuration)
+    context = ProbeContext(layout, configuration, own_pids=lambda: _pids_of(jobs, services))
     async with contextlib.AsyncExitStack() as stack:
-        for kind, name, arguments in (("jobs", "Job", (layout,)), ("services", "Service", (layout, configuration))):
-            try:
-                supervisor_type = getattr(
-                    importlib.import_module(f"fleet_agent.{kind}.supervisor"), f"{name}Supervisor"
-                )
-                calls_type = getattr(importlib.import_module(f"fleet_agent.server.{kind}"), f"{name}Calls")
-            except ImportError as error:
-                _log.warning("%s are not served: %s", kind, error)
-                continue
-            supervisor = supervisor_type(*arguments)
-            stack.push_async_callback(supervisor.close)
-            await supervisor.start()
-            supervisors.append(supervisor)
-            calls.append(calls_type(supervisor))
-        context = ProbeContext(layout, configuration, own_pids=lambda: _pids_of(*supervisors))
-        yield CoreCalls(layout, stop), FactsCalls(context, probes), *calls
+        stack.push_async_callback(jobs.close)
+        await jobs.start()
+        stack.push_async_callback(services.close)
+        await services.start()
+        yield CoreCalls(layout, stop), FactsCalls(context, probes), JobCalls(jobs), ServiceCalls(services)
 
 
 def _pids_of(*supervisors: Any) -> frozenset[int]:
