@@ -45,7 +45,7 @@ class JobSupervisor:
 
     def __init__(self, layout: Layout, runner_command: Sequence[str] | None = None) -> None:
         """runner_command: how to start a runner; the job's folder is appended."""
-        self._layout = layout
+        self.layout = layout
         self._store = JobStore(layout.jobs_dir)
         self._command = tuple(runner_command or (sys.executable, "-m", "fleet_agent", "run-job"))
         self._views: dict[str, JobView] = {}
@@ -92,7 +92,7 @@ class JobSupervisor:
 
     def active_identities(self) -> tuple[ProcessIdentity, ...]:
         """The living runners, for telling our own processes from foreign ones."""
-        runners = (living_runner(JobFolder(self._layout.jobs_dir / job_id)) for job_id in self._overseers)
+        runners = (living_runner(JobFolder(self.layout.jobs_dir / job_id)) for job_id in self._overseers)
         return tuple(runner for runner in runners if runner is not None)
 
     async def watch(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[JobEvent]:

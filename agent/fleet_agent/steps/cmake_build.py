@@ -51,7 +51,7 @@ def check(step: CmakeBuildStep) -> None:
 
 def configure_argv(cmake: str, step: CmakeBuildStep, source: str, build: str) -> list[str]:
     generator = ["-G", "Ninja"] if step.ninja else []
-    return [cmake, source, "-B", build, *generator, *step.options]
+    return [cmake, *generator, "-S", source, "-B", build, *step.options]
 
 
 def build_argv(cmake: str, step: CmakeBuildStep, build: str) -> list[str]:
