@@ -1,0 +1,140 @@
+"""The service calls: wire messages to dataclasses and back. Refusals become statuses in server/problems.py."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fleet_agent.services.model import (
+    DEFAULT_INTERVAL_SECONDS,
+    DEFAULT_START_LIMIT_SECONDS,
+    DesiredState,
+    ReadinessProbe,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+    ToolReference,
+)
+from fleet_agent.services.supervisor import ServiceSupervisor
+from fleet_proto.v1 import common_pb2, jobs_pb2, services_pb2
+
+_CHUNK_BYTES = 64 * 1024
+
+_STATES = {
+    ServiceState.STARTING: services_pb2.SERVICE_STATE_STARTING,
+    ServiceState.READY: services_pb2.SERVICE_STATE_READY,
+    ServiceState.UNHEALTHY: services_pb2.SERVICE_STATE_UNHEALTHY,
+    ServiceState.BACKING_OFF: services_pb2.SERVICE_STATE_BACKING_OFF,
+    ServiceState.STOPPED: services_pb2.SERVICE_STATE_STOPPED,
+    ServiceState.FAILED: services_pb2.SERVICE_STATE_FAILED,
+}
+_DESIRED = {
+    DesiredState.RUNNING: services_pb2.DESIRED_STATE_RUNNING,
+    DesiredState.STOPPED: services_pb2.DESIRED_STATE_STOPPED,
+}
+
+
+class ServiceCalls:
+    """The calls about services."""
+
+    def __init__(self, supervisor: ServiceSupervisor) -> None:
+        self._supervisor = supervisor
+
+    async def ApplyService(self, request: services_pb2.ApplyServiceRequest, context: Any) -> services_pb2.ServiceStatus:
+        return status_to_wire(await self._supervisor.apply(spec_from_wire(request.spec)))
+
+    async def StopService(self, request: services_pb2.StopServiceRequest, context: Any) -> services_pb2.ServiceStatus:
+        return status_to_wire(await self._supervisor.stop(request.name, request.grace_seconds, request.remove))
+
+    async def ListServices(
+        self, request: services_pb2.ListServicesRequest, context: Any
+    ) -> services_pb2.ListServicesReply:
+        return services_pb2.ListServicesReply(services=[status_to_wire(status) for status in self._supervisor.list()])
+
+    async def WatchService(
+        self, request: services_pb2.WatchServiceRequest, context: Any
+    ) -> AsyncIterator[services_pb2.ServiceStatus]:
+        async for status in self._supervisor.watch(request.name):
+            yield status_to_wire(status)
+
+    async def ReadLog(self, request: services_pb2.ReadLogRequest, context: Any) -> AsyncIterator[services_pb2.LogChunk]:
+        async for data in self._supervisor.read_log(request.service, request.tail_lines, request.follow):
+            for start in range(0, len(data), _CHUNK_BYTES):
+                yield services_pb2.LogChunk(data=data[start : start + _CHUNK_BYTES])
+
+
+def spec_from_wire(message: services_pb2.ServiceSpec) -> ServiceSpec:
+    """The spec of a message; what the message leaves out gets the agent's default."""
+    readiness = message.readiness
+    return ServiceSpec(
+        name=message.name,
+        tool=ToolReference(message.tool.name, message.tool.install_key),
+        backend=message.backend,
+        backend_version=message.backend_version,
+        model=message.model,
+        quantization=message.quantization,
+        context_length=message.context_length,
+        max_parallel=message.max_parallel,
+        arguments=tuple(message.arguments),
+        environment=tuple((variable.name, variable.value) for variable in message.environment),
+        bind_address=message.bind_address or "127.0.0.1",
+        port=message.port,
+        readiness=ReadinessProbe(
+            readiness.path or "/health",
+            readiness.start_limit_seconds or DEFAULT_START_LIMIT_SECONDS,
+            readiness.interval_seconds or DEFAULT_INTERVAL_SECONDS,
+        ),
+        promised_memory_bytes=message.promised_memory_bytes,
+        served_model_name=message.served_model_name,
+        gpu_indices=tuple(message.gpu_indices),
+    )
+
+
+def spec_to_wire(spec: ServiceSpec) -> services_pb2.ServiceSpec:
+    """The message of a spec."""
+    return services_pb2.ServiceSpec(
+        name=spec.name,
+        backend=spec.backend,
+        backend_version=spec.backend_version,
+        model=spec.model,
+        quantization=spec.quantization,
+        context_length=spec.context_length,
+        max_parallel=spec.max_parallel,
+        tool=jobs_pb2.ToolRef(install_key=spec.tool.install_key, name=spec.tool.name),
+        arguments=spec.arguments,
+        environment=[common_pb2.EnvironmentVariable(name=name, value=value) for name, value in spec.environment],
+        bind_address=spec.bind_address,
+        port=spec.port,
+        readiness=services_pb2.ReadinessProbe(
+            path=spec.readiness.path,
+            start_limit_seconds=spec.readiness.start_limit_seconds,
+            interval_seconds=spec.readiness.interval_seconds,
+        ),
+        promised_memory_bytes=spec.promised_memory_bytes,
+        served_model_name=spec.served_model_name,
+        gpu_indices=spec.gpu_indices,
+    )
+
+
+def status_to_wire(status: ServiceStatus) -> services_pb2.ServiceStatus:
+    """The message of a status; what is not known stays absent."""
+    message = services_pb2.ServiceStatus(
+        spec=spec_to_wire(status.spec),
+        state=_STATES[status.state],
+        desired=_DESIRED[status.desired],
+        restarts=status.restarts,
+        spec_digest=status.spec_digest,
+        argv=status.argv,
+        started_unix_ms=status.started_unix_ms,
+        ready_unix_ms=status.ready_unix_ms,
+        resident_bytes=status.resident_bytes,
+        gpu_memory_bytes=status.gpu_memory_bytes,
+        next_start_unix_ms=status.next_start_unix_ms,
+        last_exit_code=status.last_exit_code,
+    )
+    if status.process is not None:
+        message.process.pid = status.process.pid
+        message.process.start_token = status.process.start_token
+    if status.problem is not None:
+        message.problem.code = status.problem.code
+        message.problem.message = status.problem.message
+        message.problem.remedy = status.problem.remedy
+    return message

@@ -1,0 +1,126 @@
+"""What should run and what we last saw of it: one JSON file a service, written ahead of every act.
+
+The intent (with a random token that the server carries in its environment) is on disk before a server is started, and
+its identity right after. A crash in between leaves a token without an identity: the process that carries it is the
+server.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet_agent.process import ProcessIdentity
+from fleet_agent.services.model import DesiredState, Problem, ServiceSpec, ServiceState, spec_from_document
+from fleet_agent.services.transitions import Condition
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ServiceRecord:
+    """Everything that is known of a service. `token` is written before `process`: see the module's docstring."""
+
+    spec: ServiceSpec
+    desired: DesiredState
+    condition: Condition
+    token: str = ""
+    process: ProcessIdentity | None = None
+    argv: tuple[str, ...] = ()
+    last_exit_code: int | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class CorruptRecord:
+    """A journal file that could not be read; it was kept aside under `kept_as`."""
+
+    name: str
+    kept_as: Path
+    reason: str
+
+
+class ServiceJournal:
+    """A folder with <name>.json for each service."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self) -> tuple[list[ServiceRecord], list[CorruptRecord]]:
+        """All records by name; a file that cannot be read is moved aside and reported, and hurts no other."""
+        records: list[ServiceRecord] = []
+        corrupt: list[CorruptRecord] = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = decode(json.loads(path.read_bytes()))
+                if record.spec.name != path.stem:
+                    raise ValueError(f"it describes a service of another name, {record.spec.name!r}")
+                records.append(record)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                corrupt.append(self._keep_aside(path, f"{type(error).__name__}: {error}"))
+        return records, corrupt
+
+    def write(self, record: ServiceRecord) -> None:
+        """Atomic and durable: after the return it survives a power cut. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(record.spec.name)
+        beside = path.with_suffix(".json.new")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(encode(record), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        self._sync_folder()
+
+    def remove(self, name: str) -> None:
+        """Forgets a service; one that is not there is fine."""
+        self._path(name).unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _keep_aside(self, path: Path, reason: str) -> CorruptRecord:
+        aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // 1_000_000}")
+        try:
+            path.rename(aside)
+        except OSError as error:
+            return CorruptRecord(path.stem, path, f"{reason}; it could not be moved aside: {error}")
+        return CorruptRecord(path.stem, aside, reason)
+
+    def _sync_folder(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def encode(record: ServiceRecord) -> dict[str, Any]:
+    """A JSON document; enums by their value."""
+    return {"format": FORMAT, **asdict(record)}
+
+
+def decode(document: Any) -> ServiceRecord:
+    """The inverse of encode(). Raises KeyError, TypeError or ValueError for anything else."""
+    if not isinstance(document, Mapping):
+        raise ValueError("not a JSON object")
+    if document["format"] != FORMAT:
+        raise ValueError(f"format {document['format']!r}, this agent reads {FORMAT}")
+    condition = dict(document["condition"])
+    condition["state"] = ServiceState(condition["state"])
+    process, problem = document["process"], document["problem"]
+    return ServiceRecord(
+        spec=spec_from_document(document["spec"]),
+        desired=DesiredState(document["desired"]),
+        condition=Condition(**condition),
+        token=str(document["token"]),
+        process=None if process is None else ProcessIdentity(int(process["pid"]), str(process["start_token"])),
+        argv=tuple(document["argv"]),
+        last_exit_code=document["last_exit_code"],
+        problem=None if problem is None else Problem(**problem),
+    )

@@ -1,0 +1,163 @@
+"""A server's log: stdout and stderr in one file, rotated by size, read across rotations.
+
+The server holds the file open in append mode for as long as it lives, longer than the agent. So rotation copies the
+file to <name>.log.1 and then cuts it to nothing: the server goes on writing at the new end. What it writes in the
+microseconds between the last read of the copy and the cut is lost; nothing else is.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLOCK_BYTES = 64 * 1024
+_FOLLOW_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class LogLimits:
+    """A log may grow to largest_bytes; kept_files older ones stay beside it."""
+
+    largest_bytes: int = 10 * 1000 * 1000
+    kept_files: int = 3
+
+
+class ServiceLog:
+    """The log at `path` and its older parts <path>.1 (newest), <path>.2, ..."""
+
+    def __init__(self, path: Path, limits: LogLimits = LogLimits()) -> None:
+        self.path = path
+        self._limits = limits
+
+    def open_for_append(self) -> int:
+        """A descriptor for a server's stdout and stderr; the caller closes it. Raises OSError."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def note(self, text: str) -> None:
+        """Adds a line of the agent's own. Raises OSError."""
+        descriptor = self.open_for_append()
+        try:
+            os.write(descriptor, f"[fleet] {text}\n".encode())
+        finally:
+            os.close(descriptor)
+
+    def size_bytes(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def rotate_if_large(self) -> bool:
+        """Rotates a log over its limit. Raises OSError (a full disk); then nothing is lost."""
+        if self.size_bytes() <= self._limits.largest_bytes:
+            return False
+        copy = self.path.with_name(self.path.name + ".new")
+        with self.path.open("r+b", buffering=0) as source, copy.open("wb", buffering=0) as target:
+            os.fchmod(target.fileno(), 0o600)
+            while block := source.read(_BLOCK_BYTES):
+                target.write(block)
+            self._shift()
+            copy.replace(self._part(1))
+            while block := source.read(_BLOCK_BYTES):  # what came while the files were renamed
+                target.write(block)
+            source.truncate(0)
+        return True
+
+    def _shift(self) -> None:
+        for number in range(self._limits.kept_files, 1, -1):
+            if self._part(number - 1).exists():
+                self._part(number - 1).replace(self._part(number))
+
+    def _part(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+    def remove(self) -> None:
+        for number in range(self._limits.kept_files + 1):
+            self._part(number).unlink(missing_ok=True)
+
+    def tail(self, lines: int, end: int | None = None) -> bytes:
+        """The last `lines` lines, across rotated parts; 0 = everything kept. `end` cuts the newest file there."""
+        found = b""
+        for number in range(self._limits.kept_files + 1):
+            try:
+                found = _read_back(self._part(number), lines, found, end if number == 0 else None)
+            except FileNotFoundError:
+                continue
+            if lines and _line_count(found) > lines:
+                break
+        return _last_lines(found, lines) if lines else found
+
+    async def follow(self, lines: int) -> AsyncIterator[bytes]:
+        """The tail, then everything that is added, over rotations and restarts, until the caller stops asking."""
+        position, newest = self.size_bytes(), _inode(self._part(1))
+        if tail := self.tail(lines, end=position):
+            yield tail
+        while True:
+            data, position, newest = self._read_on(position, newest)
+            if data:
+                yield data
+            else:
+                await asyncio.sleep(_FOLLOW_SECONDS)
+
+    def _read_on(self, position: int, newest: int | None) -> tuple[bytes, int, int | None]:
+        """What was added since; reads the parts that the file became meanwhile from where we were."""
+        parts = [self._part(number) for number in range(1, self._limits.kept_files + 1)]
+        inodes = [_inode(part) for part in parts]
+        data = b""
+        if inodes[0] != newest:
+            count = inodes.index(newest) if newest in inodes and newest is not None else _present(inodes)
+            for part in reversed(parts[:count]):
+                data += _read_from(part, position)
+                position = 0
+        elif self.size_bytes() < position:
+            position = 0  # somebody else cut it
+        fresh = _read_from(self.path, position)
+        return data + fresh, position + len(fresh), inodes[0]
+
+
+def _present(inodes: list[int | None]) -> int:
+    return sum(1 for inode in inodes if inode is not None)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+def _read_from(path: Path, position: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _read_back(path: Path, lines: int, after: bytes, end: int | None) -> bytes:
+    """Blocks of the file from its end, put before `after`, until more than `lines` lines are there; 0 = all of it."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        position = position if end is None else min(position, end)
+        blocks = [after]
+        count = _line_count(after)
+        while position > 0 and (not lines or count <= lines):
+            start = max(0, position - _BLOCK_BYTES)
+            file.seek(start)
+            blocks.insert(0, file.read(position - start))
+            count += blocks[0].count(b"\n")
+            position = start
+        return b"".join(blocks)
+
+
+def _line_count(data: bytes) -> int:
+    return data.count(b"\n") + (1 if data and not data.endswith(b"\n") else 0)
+
+
+def _last_lines(data: bytes, lines: int) -> bytes:
+    """Lines end with \\n alone: a progress bar's \\r stays inside its line."""
+    parts = data.split(b"\n")
+    return b"\n".join(parts[-lines - 1 :] if parts[-1] == b"" else parts[-lines:])

@@ -1,0 +1,473 @@
+"""One service: its process watched, its state moved by transitions.py, every step of it in the journal first."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fleet_agent.problem import ProblemError
+from fleet_agent.process import (
+    ProcessIdentity,
+    descendants,
+    exit_code,
+    forget,
+    is_alive,
+    resident_bytes,
+    spawn,
+    terminate_tree,
+    tree_members,
+    wait_gone,
+)
+from fleet_agent.services.admission import Devices, listens
+from fleet_agent.services.causes import recognise
+from fleet_agent.services.journal import ServiceJournal, ServiceRecord
+from fleet_agent.services.logs import ServiceLog
+from fleet_agent.services.model import (
+    DEFAULT_INTERVAL_SECONDS,
+    DEFAULT_START_LIMIT_SECONDS,
+    DesiredState,
+    Problem,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+)
+from fleet_agent.services.readiness import ProbeOutcome, ProgressMeter, measure, probe
+from fleet_agent.services.transitions import (
+    Abandoned,
+    Condition,
+    Event,
+    Exited,
+    Lost,
+    ProbeFailed,
+    ProbeSucceeded,
+    Refused,
+    Requested,
+    RestartPolicy,
+    Spawned,
+    Stopped,
+    advance,
+)
+
+TOKEN_VARIABLE = "FLEET_SERVICE_TOKEN"
+NAME_VARIABLE = "FLEET_SERVICE"
+DEFAULT_GRACE_SECONDS = 20.0
+_LOG_TAIL_LINES = 12
+_CAUSE_LINES = 200
+_FIRST_POLL_SECONDS = 0.05
+_LONGEST_POLL_SECONDS = 1.0
+_DOUBT_POLL_SECONDS = 2.0  # after a failed probe, so that "unhealthy" is not three long intervals late
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What will be started."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ServiceContext:
+    """What every service of an agent shares. `prepare` raises ProblemError where a spec cannot be started now."""
+
+    journal: ServiceJournal
+    policy: RestartPolicy
+    devices: Devices
+    prepare: Callable[[ServiceSpec, "ManagedService"], Launch]
+    folder: Path
+
+
+class ManagedService:
+    """The life of one service. All its methods belong to one event loop."""
+
+    def __init__(self, record: ServiceRecord, context: ServiceContext, log: ServiceLog) -> None:
+        self.record = record
+        self.log = log
+        self._context = context
+        self._task: asyncio.Task[None] | None = None
+        self._watchers: set[asyncio.Queue[ServiceRecord | None]] = set()
+        self._seen_members: tuple[ProcessIdentity, ...] = ()
+        self._ending: Problem | None = None
+
+    @property
+    def name(self) -> str:
+        return self.record.spec.name
+
+    @property
+    def state(self) -> ServiceState:
+        return self.record.condition.state
+
+    @property
+    def wanted(self) -> bool:
+        return self.record.desired is DesiredState.RUNNING
+
+    def members(self) -> tuple[ProcessIdentity, ...]:
+        """The running processes of this service: the server, its descendants and its session."""
+        process = self.record.process
+        return tree_members(process) if process is not None and is_alive(process) else ()
+
+    # --- what the supervisor asks for ---
+
+    def adopt(self) -> None:
+        """Takes up what the journal knows after an agent's start: the running server, or a start of a new one."""
+        process = self.record.process or self._find_unrecorded()
+        if process is not None and self.state not in _WITH_PROCESS:
+            self._change(Requested())
+        if process is not None and process != self.record.process:
+            _logger.info("%s: pid %d was started right before a crash; it is ours", self.name, process.pid)
+            self._change(Spawned(), process=process, problem=None, persist=True)
+        if not self.wanted:
+            self._task = asyncio.ensure_future(self._finish_stop())
+            return
+        if process is None and self.state not in (ServiceState.STARTING, ServiceState.BACKING_OFF):
+            self._change(Requested(), problem=None, persist=True)
+        self._begin()
+
+    def _find_unrecorded(self) -> ProcessIdentity | None:
+        """The server of a start that was announced in the journal, and whose identity was not written any more."""
+        return find_by_marker(f"{TOKEN_VARIABLE}={self.record.token}") if self.record.token else None
+
+    def request(self, spec: ServiceSpec) -> None:
+        """Makes this the desired state and starts it. The former process must be gone. Raises OSError (journal)."""
+        restarts = self.record.condition.restarts if spec.digest() == self.record.spec.digest() else 0
+        condition = Condition(ServiceState.STARTING, restarts=restarts)
+        record = ServiceRecord(spec, DesiredState.RUNNING, condition)
+        self._context.journal.write(record)
+        self.record = record
+        self._notify()
+        self._begin()
+
+    def resume(self) -> None:
+        """Watches on after release()."""
+        if self.wanted and self.state is not ServiceState.FAILED:
+            self._begin()
+
+    async def halt(self, grace_seconds: float) -> None:
+        """Ends the whole tree; the desired state stays as it is. Blocks until it is gone."""
+        await self.release()
+        await self._end_tree(grace_seconds or DEFAULT_GRACE_SECONDS)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """The desired state first, so that a crash in between still ends it. Blocks until the tree is gone."""
+        self._change(None, desired=DesiredState.STOPPED, persist=True)
+        await self.halt(grace_seconds)
+
+    async def release(self) -> None:
+        """Stops watching; the server goes on."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def removed(self) -> None:
+        """Tells the watchers that this service is no more."""
+        for queue in self._watchers:
+            queue.put_nowait(None)
+
+    async def watch(self) -> AsyncIterator[ServiceStatus]:
+        """The present status, then each change, until the service is removed."""
+        queue: asyncio.Queue[ServiceRecord | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            yield self.status()
+            while (record := await queue.get()) is not None:
+                yield self.status(record)
+        finally:
+            self._watchers.discard(queue)
+
+    def status(self, record: ServiceRecord | None = None) -> ServiceStatus:
+        record = record or self.record
+        condition = record.condition
+        members = self.members() if record.process == self.record.process else ()
+        return ServiceStatus(
+            spec=record.spec,
+            state=condition.state,
+            desired=record.desired,
+            spec_digest=record.spec.digest(),
+            process=record.process,
+            started_unix_ms=_milliseconds(condition.started_at if record.process else None),
+            ready_unix_ms=_milliseconds(condition.ready_at),
+            restarts=condition.restarts,
+            problem=record.problem,
+            resident_bytes=resident_bytes(members),
+            gpu_memory_bytes=self._context.devices.used_bytes([one.pid for one in members]) if members else None,
+            next_start_unix_ms=_milliseconds(condition.next_start_at),
+            last_exit_code=record.last_exit_code,
+            argv=record.argv,
+        )
+
+    # --- its life ---
+
+    def _begin(self) -> None:
+        self._task = asyncio.ensure_future(self._live())
+
+    async def _live(self) -> None:
+        try:
+            while self.state is not ServiceState.FAILED:
+                if self.record.process is None:
+                    await self._wait_for_turn()
+                    self._launch()
+                process = self.record.process
+                if process is not None:
+                    watched = is_alive(process) or exit_code(process) is not None
+                    if watched:
+                        await self._attend(process)
+                    # What a dead server left behind (workers that hold the device) goes before the next start.
+                    await self._end_members(process, DEFAULT_GRACE_SECONDS)
+                    self._note_exit(process) if watched else self._note_loss(process)
+        except ProblemError as error:
+            _logger.error("%s: given up: %s", self.name, error)
+            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+        except Exception:
+            _logger.exception("%s: its supervision failed", self.name)
+            problem = Problem("internal-error", "the agent's supervision of this service failed", "see the agent's log")
+            self._change(Abandoned(), problem=problem, persist=True)
+
+    async def _wait_for_turn(self) -> None:
+        next_start_at = self.record.condition.next_start_at
+        if self.state is ServiceState.BACKING_OFF and next_start_at is not None:
+            # The wall clock may have been set back meanwhile: never longer than the policy's longest delay.
+            longest = self._context.policy.longest_delay_seconds
+            await asyncio.sleep(min(max(next_start_at - time.time(), 0.0), longest))
+
+    def _launch(self) -> None:
+        """Checks once more, writes the intent, starts the server, writes its identity."""
+        spec = self.record.spec
+        try:
+            launch = self._context.prepare(spec, self)
+            token = secrets.token_hex(16)
+            self.record = replace(self.record, token=token, argv=launch.argv)
+            self._context.journal.write(self.record)
+            self.log.rotate_if_large()
+            self.log.note(f"{datetime.now().astimezone().isoformat(timespec='seconds')} start: {' '.join(launch.argv)}")
+            process = self._spawn(launch, token)
+        except ProblemError as error:
+            self._change(Refused(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            return
+        except OSError as error:
+            problem = Problem("cannot-start", f"it could not be started: {error}", "see `fleet doctor` for this host")
+            self._change(Refused(), problem=problem, persist=True)
+            return
+        self._change(Spawned(), process=process, problem=None, persist=True)
+        _logger.info("%s: started as pid %d", self.name, process.pid)
+
+    def _spawn(self, launch: Launch, token: str) -> ProcessIdentity:
+        markers = {TOKEN_VARIABLE: token, NAME_VARIABLE: name_marker(self._context.folder, self.name)}
+        output = self.log.open_for_append()
+        try:
+            environment = {**launch.environment, **markers}
+            return spawn(launch.argv, environment, cwd=self._context.folder, stdout=output, stderr=output)
+        finally:
+            os.close(output)
+
+    async def _attend(self, process: ProcessIdentity) -> None:
+        """Probes the server until it has ended, by itself or because it made no progress."""
+        self._ending = None
+        gone = asyncio.ensure_future(wait_gone(process))
+        meter = ProgressMeter(time.monotonic())
+        delay = _FIRST_POLL_SECONDS
+        try:
+            while not gone.done():
+                outcome = await probe(self.record.spec)
+                if gone.done():
+                    return
+                self._note_probe(outcome, process)
+                if self.state is ServiceState.READY:
+                    meter = ProgressMeter(time.monotonic())
+                    delay = self.record.spec.readiness.interval_seconds or DEFAULT_INTERVAL_SECONDS
+                    if self.record.condition.failed_probes:
+                        delay = min(delay, _DOUBT_POLL_SECONDS)
+                elif self._ending is not None or self._stalled(meter, outcome):
+                    await self._end_members(process, DEFAULT_GRACE_SECONDS)
+                    return
+                else:
+                    delay = min(delay * 1.5, _LONGEST_POLL_SECONDS)
+                self._rotate_log()
+                await asyncio.wait({gone}, timeout=delay)
+        finally:
+            gone.cancel()
+
+    def _note_probe(self, outcome: ProbeOutcome, process: ProcessIdentity) -> None:
+        before = self.state
+        if not outcome.ready:
+            self._note_failed_probe(outcome)
+            return
+        if before is ServiceState.STARTING and not self._truly_ready(process):
+            return
+        self._seen_members = self.members() if before is not ServiceState.READY else self._seen_members
+        self._change(ProbeSucceeded(), problem=None, persist=before is not ServiceState.READY)
+
+    def _note_failed_probe(self, outcome: ProbeOutcome) -> None:
+        before = self.state
+        self._change(ProbeFailed())
+        if self.state is ServiceState.STARTING:
+            self._change(None, problem=Problem("not-ready", outcome.describe()))
+        elif self.state is ServiceState.UNHEALTHY:
+            problem = Problem("unhealthy", f"it was ready, now {outcome.describe()}", f"see: fleet logs {self.name}")
+            self._change(None, problem=problem, persist=before is ServiceState.READY)
+
+    def _truly_ready(self, process: ProcessIdentity) -> bool:
+        """The answer must be our server's, and no server whose model failed to load behind a working front."""
+        if listens(tree_members(process), self.record.spec.port) is False:
+            what = f"port {self.record.spec.port} is answered by another process"
+            self._change(ProbeFailed(), problem=Problem("port-taken", what, "deploy on another port: --port N"))
+            return False
+        known = recognise(self._log_since_start())
+        if known is not None and known[1]:
+            self._ending = known[0]
+            return False
+        return True
+
+    def _stalled(self, meter: ProgressMeter, outcome: ProbeOutcome) -> bool:
+        effort = measure(self.members(), self.log.size_bytes())
+        limit = self.record.spec.readiness.start_limit_seconds or DEFAULT_START_LIMIT_SECONDS
+        if meter.observe(effort, time.monotonic()) < limit:
+            return False
+        self._ending = Problem(
+            "stalled",
+            f"no progress for {limit:g} s: {outcome.describe()}, nothing was logged, computed or read",
+            "see its log (`fleet logs`); a slow disk or driver may need a longer start limit",
+        )
+        return True
+
+    def _rotate_log(self) -> None:
+        try:
+            self.log.rotate_if_large()
+        except OSError as error:
+            _logger.warning("%s: its log could not be rotated: %s", self.name, error)
+
+    def _log_since_start(self) -> str:
+        text = self.log.tail(_CAUSE_LINES).decode(errors="replace")
+        return text[max(text.rfind("[fleet] "), 0) :]
+
+    def _note_exit(self, process: ProcessIdentity) -> None:
+        """Writes down how it ended and why, as far as its log tells."""
+        code = exit_code(process)
+        forget(process)
+        text = self._log_since_start()
+        known = recognise(text)
+        permanent = known is not None and known[1]
+        problem = self._ending or self._exit_problem(code, known[0] if known else None, text)
+        _logger.warning("%s: pid %d ended: %s", self.name, process.pid, problem.message.splitlines()[0])
+        self._change(Exited(permanent), process=None, token="", last_exit_code=code, problem=problem, persist=True)
+        if self.state is ServiceState.FAILED:
+            _logger.error("%s: given up: %s", self.name, problem.message.splitlines()[0])
+
+    def _exit_problem(self, code: int | None, cause: Problem | None, text: str) -> Problem:
+        how = _describe_exit(code)
+        lines = [line for line in text.splitlines() if not line.startswith("[fleet] ")][-_LOG_TAIL_LINES:]
+        if cause is not None:
+            return replace(cause, message=f"{how}: {cause.message}")
+        said = "\n".join(lines)
+        message = f"{how}; its last words:\n{said}" if said else f"{how} and said nothing"
+        return Problem("exited", message, f"read its log: fleet logs {self.name}")
+
+    def _note_loss(self, process: ProcessIdentity) -> None:
+        _logger.warning("%s: pid %d ended while no agent watched; it is started again", self.name, process.pid)
+        self._change(Lost(), process=None, token="", last_exit_code=None, problem=None, persist=True)
+
+    async def _end_members(self, process: ProcessIdentity | None, grace_seconds: float) -> None:
+        marker = f"{TOKEN_VARIABLE}={self.record.token}" if self.record.token else None
+        others = [one for one in self._seen_members if one != process and is_alive(one)]
+        targets = (process or NOBODY, *others)
+        left = await asyncio.gather(*(terminate_tree(one, grace_seconds, marker) for one in targets))
+        stuck = sorted({one.pid for group in left for one in group})
+        self._seen_members = ()
+        if stuck:
+            raise ProblemError(
+                "process-stuck",
+                f"{self.name}: not even SIGKILL ended pid {', '.join(map(str, stuck))}; the kernel holds it",
+                "a driver may hang: see `dmesg` on the host; a reboot ends it",
+            )
+
+    async def _end_tree(self, grace_seconds: float) -> None:
+        process = self.record.process
+        await self._end_members(process, grace_seconds)
+        code = exit_code(process) if process is not None else self.record.last_exit_code
+        if process is not None:
+            forget(process)
+        self._change(Stopped(), process=None, token="", last_exit_code=code, problem=None, persist=True)
+
+    async def _finish_stop(self) -> None:
+        """A stop that an agent's crash interrupted goes on."""
+        if self.record.process is not None or self.record.token or self.state is not ServiceState.STOPPED:
+            await self._end_tree(DEFAULT_GRACE_SECONDS)
+
+    def _change(self, event: Event | None, *, persist: bool = False, **fields: Any) -> None:
+        """Moves the condition by `event`, sets `fields` of the record, writes it if told, tells the watchers."""
+        before = self.record
+        condition = before.condition
+        if event is not None:
+            condition = advance(condition, event, time.time(), self._context.policy)
+        self.record = replace(before, condition=condition, **fields)
+        if persist:
+            self._persist()
+        if _visible(self.record) != _visible(before):
+            self._notify()
+
+    def _persist(self) -> None:
+        """A disk that is full must not keep a server from being stopped or watched: what is true stays in memory."""
+        try:
+            self._context.journal.write(self.record)
+        except OSError as error:
+            _logger.error("%s: its journal could not be written: %s", self.name, error)
+
+    def _notify(self) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(self.record)
+
+
+def _visible(record: ServiceRecord) -> ServiceRecord:
+    """Without what no watcher sees."""
+    return replace(record, token="", condition=replace(record.condition, failed_probes=0))
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "it ended"
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (killed from outside, or by the kernel for want of memory)" if -code == signal.SIGKILL else ""
+    return f"it was ended by {name}{hint}"
+
+
+def name_marker(folder: Path, name: str) -> str:
+    """The value of FLEET_SERVICE: whose service a process is, without the journal."""
+    return f"{folder}/{name}"
+
+
+def find_by_marker(marker: str) -> ProcessIdentity | None:
+    """The top process of those that carry "NAME=value" in their environment; None where nobody does."""
+    carriers = tree_members(NOBODY, marker)
+    below = {child for one in carriers for child in descendants(one)}
+    tops = [one for one in carriers if one not in below]
+    leaders = [one for one in tops if _leads_session(one)]
+    return next(iter(leaders or tops), None)
+
+
+def _leads_session(identity: ProcessIdentity) -> bool:
+    try:
+        return os.getsid(identity.pid) == identity.pid
+    except OSError:
+        return False
+
+
+_WITH_PROCESS = (ServiceState.STARTING, ServiceState.READY, ServiceState.UNHEALTHY)
+NOBODY = ProcessIdentity(-1, "")

@@ -1,0 +1,257 @@
+"""All services of this host: re-adopted at the start, applied, stopped, listed, watched.
+
+It never ends a server by its own end: close() leaves everything running, and the next start() takes it up again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
+from fleet_agent.layout import Layout
+from fleet_agent.problem import ProblemError
+from fleet_agent.process import ProcessIdentity, resident_bytes, terminate_tree, tree_members
+from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
+from fleet_agent.services.devices import NvidiaDevices
+from fleet_agent.services.journal import CorruptRecord, ServiceJournal, ServiceRecord
+from fleet_agent.services.logs import LogLimits, ServiceLog
+from fleet_agent.services.managed import (
+    DEFAULT_GRACE_SECONDS,
+    NAME_VARIABLE,
+    NOBODY,
+    Launch,
+    ManagedService,
+    ServiceContext,
+    find_by_marker,
+    name_marker,
+)
+from fleet_agent.services.model import (
+    DesiredState,
+    Problem,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+    ToolReference,
+    UnknownServiceError,
+    check_spec,
+)
+from fleet_agent.services.transitions import Condition, RestartPolicy
+
+_logger = logging.getLogger(__name__)
+
+_RUNNING = (ServiceState.STARTING, ServiceState.READY, ServiceState.UNHEALTHY)
+
+
+class ServiceSupervisor:
+    """The one owner of this host's services; all calls from one event loop. Refusals are ProblemErrors."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        configuration: AgentConfiguration,
+        policy: RestartPolicy | None = None,
+        log_limits: LogLimits | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        self._layout = layout
+        self._configuration = configuration
+        self._log_limits = log_limits or LogLimits()
+        self._devices = devices or NvidiaDevices()
+        self._journal = ServiceJournal(layout.services_dir)
+        self._context = ServiceContext(
+            self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir
+        )
+        self._services: dict[str, ManagedService] = {}
+        self._corrupt: dict[str, CorruptRecord] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._claims: dict[str, tuple[str, int]] = {}
+
+    async def start(self) -> None:
+        """Takes up the journal: running servers are adopted, desired ones started, half-done stops finished."""
+        records, corrupt = self._journal.load()
+        for broken in corrupt:
+            _logger.error("the journal of %s is damaged (%s); kept as %s", broken.name, broken.reason, broken.kept_as)
+            self._corrupt[broken.name] = broken
+        for record in records:
+            service = self._add(record)
+            self._claim(record.spec)
+            service.adopt()
+
+    async def close(self) -> None:
+        """Lets go of the servers; they go on running."""
+        await asyncio.gather(*(service.release() for service in self._services.values()))
+
+    async def apply(self, spec: ServiceSpec) -> ServiceStatus:
+        """Makes `spec` what should run. Same digest and running: changes nothing. Another one: the former ends first.
+
+        Answers before the server is ready. Raises ProblemError: a broken spec, port-taken, device-busy, memory-short,
+        tool-missing; then what ran before still runs.
+        """
+        check_spec(spec)
+        async with self._lock(spec.name):
+            service = self._services.get(spec.name)
+            if service is not None and self._unchanged(service, spec):
+                return service.status()
+            if service is not None:
+                await service.release()  # no restart of the former in between
+            try:
+                self._prepare(spec, service)
+            except ProblemError:
+                if service is not None:
+                    service.resume()
+                raise
+            self._claim(spec)
+            await self._end_unrecorded(spec.name)
+            if service is not None:
+                await self._replace_former(service)
+            else:
+                service = self._add(ServiceRecord(spec, DesiredState.RUNNING, Condition(ServiceState.STOPPED)))
+            self._request(service, spec)
+            return service.status()
+
+    async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
+        """SIGTERM to the whole tree, SIGKILL after the grace (0 = 20 s); blocks until it is gone. remove: forget it."""
+        async with self._lock(name):
+            service = self._services.get(name)
+            if service is None:
+                return await self._stop_corrupt(name, grace_seconds, remove)
+            await service.stop(grace_seconds)
+            status = service.status()
+            if remove:
+                self._journal.remove(name)
+                service.log.remove()
+                del self._services[name]
+                self._claims.pop(name, None)
+                service.removed()
+            return status
+
+    def list(self) -> tuple[ServiceStatus, ...]:
+        """Every service by name; one whose journal is damaged is among them, as failed."""
+        known = [service.status() for service in self._services.values()]
+        broken = [self._corrupt_status(one) for one in self._corrupt.values()]
+        return tuple(sorted([*known, *broken], key=lambda status: status.spec.name))
+
+    def watch(self, name: str) -> AsyncIterator[ServiceStatus]:
+        """The present status, then each change, until the service is removed. Raises UnknownServiceError."""
+        return self._find(name).watch()
+
+    async def read_log(self, name: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
+        """The last lines (0 = all kept) in chunks; with `follow`, then what is added. Raises UnknownServiceError."""
+        log = self._find(name).log
+        if not follow:
+            yield log.tail(tail_lines)
+            return
+        async for chunk in log.follow(tail_lines):
+            yield chunk
+
+    def active_identities(self) -> tuple[ProcessIdentity, ...]:
+        """The servers' top processes: what of this host's processes is ours."""
+        return tuple(s.record.process for s in self._services.values() if s.record.process is not None)
+
+    # --- inner ---
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _find(self, name: str) -> ManagedService:
+        service = self._services.get(name)
+        if service is None:
+            raise UnknownServiceError(name)
+        return service
+
+    def _add(self, record: ServiceRecord) -> ManagedService:
+        log = ServiceLog(log_path(self._layout, record.spec.name), self._log_limits)
+        service = ManagedService(record, self._context, log)
+        self._services[record.spec.name] = service
+        return service
+
+    @staticmethod
+    def _unchanged(service: ManagedService, spec: ServiceSpec) -> bool:
+        same = service.record.spec.digest() == spec.digest()
+        return same and service.wanted and service.state in _RUNNING
+
+    @staticmethod
+    async def _replace_former(service: ManagedService) -> None:
+        try:
+            await service.halt(DEFAULT_GRACE_SECONDS)
+        except ProblemError:
+            service.resume()
+            raise
+
+    def _request(self, service: ManagedService, spec: ServiceSpec) -> None:
+        try:
+            service.request(spec)
+        except OSError as error:
+            raise ProblemError(
+                "journal-not-writable",
+                f"the journal of {spec.name} cannot be written: {error}",
+                f"free space or permissions in {self._layout.services_dir}, then deploy again",
+            ) from error
+
+    def _prepare(self, spec: ServiceSpec, service: ManagedService | None) -> Launch:
+        """What will be started, once everything allows it. Raises ProblemError."""
+        program = resolve_tool(spec.tool.install_key, spec.tool.name, self._layout, self._configuration)
+        environment = child_environment(self._configuration, dict(spec.environment))
+        own = service.members() if service is not None else self._unrecorded_members(spec.name)
+        own_pids = [one.pid for one in own]
+        self._check_claims(spec)
+        check_port(spec, own_pids)
+        check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
+        released = (self._devices.used_bytes(own_pids) if spec.gpu_indices else resident_bytes(own)) if own else 0
+        check_memory(spec, self._devices, released or 0)
+        return Launch((str(program), *spec.arguments), environment)
+
+    def _all_pids(self) -> Sequence[int]:
+        return [member.pid for service in self._services.values() for member in service.members()]
+
+    def _claim(self, spec: ServiceSpec) -> None:
+        self._claims[spec.name] = (spec.bind_address, spec.port)
+
+    def _check_claims(self, spec: ServiceSpec) -> None:
+        """A port belongs to the service that wants it even while its server is down."""
+        for name, (_, port) in self._claims.items():
+            other = self._services.get(name)
+            wanted = other is None or (other.wanted and other.state is not ServiceState.FAILED)
+            if name != spec.name and port == spec.port and wanted:
+                raise ProblemError(
+                    "port-taken",
+                    f"port {spec.port} belongs to the service {name!r} of this host",
+                    f"stop it (`fleet stop {name}`), or deploy on another port: --port N",
+                )
+
+    def _marker(self, name: str) -> str:
+        return f"{NAME_VARIABLE}={name_marker(self._layout.services_dir, name)}"
+
+    def _unrecorded_members(self, name: str) -> Sequence[ProcessIdentity]:
+        """The server of a damaged journal, found by what it carries in its environment."""
+        return tree_members(NOBODY, self._marker(name)) if name in self._corrupt else ()
+
+    async def _end_unrecorded(self, name: str) -> None:
+        """Ends the server of a damaged journal before another takes its name."""
+        if self._corrupt.pop(name, None) is not None:
+            await terminate_tree(NOBODY, DEFAULT_GRACE_SECONDS, self._marker(name))
+
+    async def _stop_corrupt(self, name: str, grace_seconds: float, remove: bool) -> ServiceStatus:
+        broken = self._corrupt.get(name)
+        if broken is None:
+            raise UnknownServiceError(name)
+        await terminate_tree(NOBODY, grace_seconds or DEFAULT_GRACE_SECONDS, self._marker(name))
+        if remove:
+            del self._corrupt[name]
+        return self._corrupt_status(broken)
+
+    def _corrupt_status(self, broken: CorruptRecord) -> ServiceStatus:
+        spec = ServiceSpec(name=broken.name, tool=ToolReference(""))
+        problem = Problem(
+            "journal-damaged",
+            f"the agent's record of this service was damaged ({broken.reason}); it is kept as {broken.kept_as}",
+            f"deploy it again, or forget it: fleet stop {broken.name}",
+        )
+        process = find_by_marker(self._marker(broken.name))
+        return ServiceStatus(spec, ServiceState.FAILED, DesiredState.STOPPED, "", process=process, problem=problem)
+
+
+def log_path(layout: Layout, name: str) -> Path:
+    """Where the log of this service lies."""
+    return layout.logs_dir / f"service-{name}.log"
