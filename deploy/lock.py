@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the pins of record: `make lock`. With --check it changes nothing and fails where they are not current.
 
-1. The exact `constraint-dependencies` of the root pyproject.toml: uv.lock names an index's host, so it is not committed.
+1. The exact `constraint-dependencies` of the root pyproject.toml: uv.lock names an index's host and stays uncommitted.
 2. deploy/agent-requirements.txt: the agent's third-party packages with hashes and without addresses, for every
    Python and platform that an agent runs on. Bring-up ships it to hosts.
 
@@ -15,9 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_PROJECT = ROOT / "pyproject.toml"

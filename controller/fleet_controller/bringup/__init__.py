@@ -8,7 +8,8 @@ Each ends with one HostEvent a host that has `done`.
 """
 
 from fleet_controller.bringup.manage import manage_agents
+from fleet_controller.bringup.options import UpOptions
 from fleet_controller.bringup.trust import trust_host_key
-from fleet_controller.bringup.up import UpOptions, bring_up
+from fleet_controller.bringup.up import bring_up
 
 __all__ = ["UpOptions", "bring_up", "manage_agents", "trust_host_key"]

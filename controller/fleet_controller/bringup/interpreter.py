@@ -23,7 +23,7 @@ _ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "
 
 @dataclass(frozen=True)
 class InstallChoice:
-    """`python` empty: uv brings `MANAGED_PYTHON`, or `archive` is pushed. `push_uv`: the host has no uv and needs one."""
+    """`python` empty: uv brings `MANAGED_PYTHON`, or `archive` is pushed. `push_uv`: uv is pushed as well."""
 
     python: str = ""
     uv: str = ""
@@ -35,7 +35,7 @@ class InstallChoice:
 def choose_interpreter(
     host: str, wanted: str | None, platform: HostPlatform, folder: Path | None, mirror: bool
 ) -> InstallChoice:
-    """`wanted` is `python` of hosts.yaml; `folder` the wheel folder; `mirror` says that UV_PYTHON_INSTALL_MIRROR is set.
+    """`wanted` is `python` of hosts.yaml; `folder` the wheel folder; `mirror`: UV_PYTHON_INSTALL_MIRROR is set.
 
     Raises BringUpFailed where no way leads to Python 3.10 or later.
     """
@@ -88,5 +88,7 @@ def python_archive(folder: Path | None, platform: HostPlatform) -> Path | None:
         return None
     system, architecture = platform_words(platform)
     words = [architecture, "musl" if platform.libc.startswith("musl") else "gnu" if system == "linux" else "darwin"]
-    found = [path for path in folder.glob("cpython-3.*install_only*.tar.gz") if all(word in path.name for word in words)]
+    found = [
+        path for path in folder.glob("cpython-3.*install_only*.tar.gz") if all(word in path.name for word in words)
+    ]
     return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)], default=None)

@@ -24,7 +24,9 @@ def wheel_platforms(platform: HostPlatform) -> list[str]:
     """Platform tags whose wheels run on a host, newest first (PEP 600, PEP 656)."""
     system, architecture = platform_words(platform)
     if system == "darwin":
-        return [f"macosx_{major}_0_{kind}" for major in range(_MACOS_NEWEST, 10, -1) for kind in ("arm64", "universal2")]
+        return [
+            f"macosx_{major}_0_{kind}" for major in range(_MACOS_NEWEST, 10, -1) for kind in ("arm64", "universal2")
+        ]
     if platform.libc.startswith("musl"):
         return [f"musllinux_1_{minor}_{architecture}" for minor in (2, 1)]
     version = re.search(r"2\.(\d+)", platform.libc)

@@ -26,7 +26,7 @@ _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".proto")
 
 @dataclass(frozen=True)
 class Release:
-    """One version of the agent. `name` is that of its folder: the distribution's version and a digest of the content."""
+    """One version of the agent. `name`, its folder's, is the distribution's version and a digest of the content."""
 
     name: str
     wheels: dict[str, bytes]
@@ -35,7 +35,7 @@ class Release:
 
 @lru_cache(maxsize=1)
 def agent_release() -> Release:
-    """The agent as this controller would install it. Raises FileNotFoundError where its files are not installed here."""
+    """The agent that this process would install. Raises FileNotFoundError where its files are not installed here."""
     wheels = dict(_wheel(distribution, package) for distribution, package in _OWN_DISTRIBUTIONS)
     requirements = deploy_text("agent-requirements.txt")
     return release_of(wheels, requirements)

@@ -7,9 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import grpc
-from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
-from fleet_proto.v1 import agent_pb2, artifacts_pb2, common_pb2, hosts_pb2, jobs_pb2, services_pb2
-from fleet_proto.v1.agent_pb2_grpc import AgentStub
 from google.protobuf.message import Message
 
 from fleet_controller.domain.agents import AgentIdentity
@@ -21,6 +18,9 @@ from fleet_controller.domain.services import ServiceSpec, ServiceStatus
 from fleet_controller.domain.steps import JobSpec
 from fleet_controller.transport.errors import AgentRefused, HostUnreachable, NoAgent, ProtocolSkew, TransportError
 from fleet_controller.wire import from_wire, to_wire
+from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
+from fleet_proto.v1 import agent_pb2, artifacts_pb2, common_pb2, hosts_pb2, jobs_pb2, services_pb2
+from fleet_proto.v1.agent_pb2_grpc import AgentStub
 
 PROBLEM_METADATA_KEY = "fleet-problem-bin"
 HANDSHAKE_TIMEOUT_SECONDS = 10.0

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet_inventory.hosts import Host
-
 from fleet_controller.transport.deploy_files import deploy_text
 from fleet_controller.transport.errors import BringUpFailed, HostUnreachable, NoAgent
 from fleet_controller.transport.link import HostLink, exports
 from fleet_controller.transport.local import local_machine_id
+from fleet_inventory.hosts import Host
 
 PROBE_SECONDS = 60.0
 START_SECONDS = 60.0

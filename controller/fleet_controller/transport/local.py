@@ -13,10 +13,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fleet_inventory.hosts import Host
-
 from fleet_controller.transport.errors import HostUnreachable
 from fleet_controller.transport.link import SCRIPT_TIMEOUT_SECONDS, ScriptResult
+from fleet_inventory.hosts import Host
 
 # What this process's own Python environment would leak into a script's Python.
 _OWN_PYTHON_VARIABLES = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "UV_PROJECT_ENVIRONMENT")

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from fleet_inventory.hosts import Host
 
 from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.domain.jobs import JobEvent
@@ -25,6 +24,7 @@ from fleet_controller.transport.discovery import discover, start_agent
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
 from fleet_controller.transport.link import HostLink
 from fleet_controller.transport.local import LocalLink
+from fleet_inventory.hosts import Host
 
 SSH_HANDSHAKES_AT_ONCE = 32
 # After an agent was started it needs a moment until its socket answers.
@@ -92,6 +92,20 @@ class AgentPool:
         contact = self._contact(host)
         async with contact.lock:
             await _close_channel(contact)
+
+    async def try_socket(self, host: Host, socket_path: str) -> AgentIdentity:
+        """One handshake on a fresh channel to `socket_path`, which is remembered where it answers. Raises NoAgent."""
+        contact = self._contact(host)
+        async with contact.lock:
+            link = await self._open_link(contact)
+            try:
+                await self._open_client(contact, link, socket_path)
+            except BaseException:
+                await _close_channel(contact)
+                raise
+            self.remember(host, socket_path)
+            assert contact.identity is not None
+            return contact.identity
 
     async def follow_job(
         self, host: Host, job_id: str, after: int = 0, patience_seconds: float = 600.0

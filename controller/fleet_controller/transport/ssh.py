@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
-from fleet_inventory.hosts import Host
 
 from fleet_controller.domain.events import HostKeyQuestion
 from fleet_controller.transport.errors import (
@@ -37,6 +36,7 @@ from fleet_controller.transport.known_hosts import (
     known_hosts_line,
 )
 from fleet_controller.transport.link import SCRIPT_TIMEOUT_SECONDS, ScriptResult, unpack_command
+from fleet_inventory.hosts import Host
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 LOGIN_TIMEOUT_SECONDS = 20.0
@@ -85,7 +85,10 @@ class _Verifier(asyncssh.SSHClient):
 
 
 async def connect(host: Host) -> SshLink:
-    """Logs in to a host, through its jump hosts. Raises HostUnreachable, HostKeyUnknown, HostKeyMismatch, LoginRefused."""
+    """Logs in to a host, through its jump hosts.
+
+    Raises HostUnreachable, HostKeyUnknown, HostKeyMismatch, LoginRefused.
+    """
     connections: list[asyncssh.SSHClientConnection] = []
     try:
         target = Hop(host.address, host.user, host.port)

@@ -1,0 +1,140 @@
+"""`fleet agent status | upgrade | restart | remove`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+
+from fleet_controller.bringup.options import UpOptions
+from fleet_controller.bringup.streams import over_hosts
+from fleet_controller.bringup.up import bring_up
+from fleet_controller.bringup.wheels import agent_release
+from fleet_controller.domain.events import AgentAction, HostEvent
+from fleet_controller.transport.discovery import InstalledAgent, agentctl, discover
+from fleet_controller.transport.errors import BringUpFailed, NoAgent
+from fleet_controller.transport.link import HostLink
+from fleet_controller.transport.pool import AgentPool
+from fleet_inventory.hosts import Host
+
+REMOVE_SECONDS = 120.0
+
+
+def manage_agents(
+    hosts: Iterable[Host],
+    pool: AgentPool,
+    action: AgentAction,
+    purge: bool = False,
+    keep_services: bool = False,
+    options: UpOptions | None = None,
+) -> AsyncIterator[HostEvent]:
+    """One action on the agents of hosts; one `done` event a host.
+
+    UPGRADE is `bring_up` for hosts that have an agent. REMOVE stops the model servers first, unless `keep_services`;
+    it leaves installed engines and state, which `purge` deletes as well. Model files in the Hugging Face cache stay.
+    """
+    wanted = options or UpOptions()
+
+    def stream(host: Host) -> AsyncIterator[HostEvent]:
+        if action is AgentAction.STATUS:
+            return _status(host, pool)
+        if action is AgentAction.UPGRADE:
+            return _upgrade(host, pool, wanted)
+        if action is AgentAction.RESTART:
+            return _restart(host, pool)
+        if action is AgentAction.REMOVE:
+            return _remove(host, pool, purge, keep_services)
+        raise ValueError(f"no such action: {action}")
+
+    return over_hosts(hosts, stream)
+
+
+async def _status(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
+    """Looks only: an agent that is not running is not started."""
+    async with pool.link(host) as link:
+        agent = await discover(link, host)
+    if not agent.running:
+        raise NoAgent(
+            host.name, f"agent {agent.version} is installed, but does not run", f"fleet agent restart {host.name}"
+        )
+    pool.remember(host, agent.socket_path)
+    identity = await pool.identity(host)
+    current = agent.version == agent_release().name
+    document = {
+        "version": agent.version,
+        "current": current,
+        "manager": agent.manager,
+        "pid": identity.pid,
+        "protocol": identity.protocol,
+        "machine_id": identity.machine_id,
+        "started_unix_ms": identity.started_unix_ms,
+        "machine_dir": agent.machine_dir,
+        "socket_path": agent.socket_path,
+    }
+    note = "" if current else f"; this controller would install {agent_release().name}: fleet agent upgrade {host.name}"
+    message = f"agent {agent.version} runs under {agent.manager}, pid {identity.pid}{note}"
+    yield HostEvent(host=host.name, stage="status", message=message, done=True, result_json=json.dumps(document))
+
+
+async def _upgrade(host: Host, pool: AgentPool, options: UpOptions) -> AsyncIterator[HostEvent]:
+    async with pool.link(host) as link:
+        await discover(link, host)  # raises NoAgent: `fleet up` is for hosts that have none
+    async for event in bring_up([host], pool, replace(options, force=False)):
+        yield event
+
+
+async def _restart(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
+    async with pool.link(host) as link:
+        agent = await discover(link, host)
+        yield HostEvent(host=host.name, stage="restart", message="restarting the agent; model servers run on")
+        await pool.reset_channel(host)
+        await agentctl(link, agent.machine_dir, "stop")
+        await agentctl(link, agent.machine_dir, "start")
+    identity = await pool.identity(host)
+    message = f"agent {agent.version} runs again, pid {identity.pid}"
+    yield HostEvent(host=host.name, stage="restart", message=message, done=True, changed=True)
+
+
+async def _remove(host: Host, pool: AgentPool, purge: bool, keep_services: bool) -> AsyncIterator[HostEvent]:
+    async with pool.link(host) as link:
+        try:
+            agent = await discover(link, host)
+        except NoAgent:
+            message = "unchanged: no agent is installed"
+            yield HostEvent(host=host.name, stage="remove", message=message, done=True)
+            return
+        stopped: list[str] = []
+        if not keep_services:
+            stopped = await _stop_services(host, pool)
+            message = f"stopped {', '.join(stopped)}" if stopped else "no model server runs"
+            yield HostEvent(host=host.name, stage="stop", message=message)
+        await pool.reset_channel(host)
+        await agentctl(link, agent.machine_dir, "uninstall")
+        await _delete(link, agent, purge)
+    pool.remember(host, "")
+    await pool.drop(host)
+    left = "nothing of it is left" if purge else f"engines and state are left in {agent.machine_dir}"
+    running = "; model servers run on, without anybody to look after them" if keep_services else ""
+    yield HostEvent(
+        host=host.name, stage="remove", message=f"agent removed, {left}{running}", done=True, changed=True
+    )  # fmt: skip
+
+
+async def _stop_services(host: Host, pool: AgentPool) -> list[str]:
+    """Stops every model server through the agent, which is started for that where it does not run."""
+    async with pool.client(host) as client:
+        names = [status.spec.name for status in await client.list_services() if status.process is not None]
+        for name in names:
+            await client.stop_service(name)
+    return names
+
+
+async def _delete(link: HostLink, agent: InstalledAgent, purge: bool) -> None:
+    root = agent.machine_dir
+    if "/machines/" not in root:  # the one place where a folder is deleted whole: be sure whose it is
+        raise BringUpFailed(link.host, f"{root} is no machine folder of fleet", "remove it by hand")
+    paths = [root] if purge else [f"{root}/agent", f"{root}/agent.json", f"{root}/agent.json.previous"]
+    result = await link.run_script(f"rm -rf {' '.join(shlex.quote(path) for path in paths)}\n", REMOVE_SECONDS)
+    if not result.ok:
+        raise BringUpFailed(link.host, f"not everything could be deleted: {result.tail(2)}", f"look at {root}")

@@ -1,0 +1,46 @@
+"""The agent's third-party wheels for this machine, fetched once: hosts in network namespaces reach no index."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from fleet_controller.bringup.wheelhouse import fetch_uv, fetch_wheels
+from fleet_controller.transport.deploy_files import deploy_text
+from fleet_controller.transport.discovery import HostPlatform
+
+# What the hosts in namespaces have: this machine's own system Python.
+HOST_PYTHON = "/usr/bin/python3"
+
+
+def this_platform() -> HostPlatform:
+    libc, version = platform.libc_ver()
+    return HostPlatform(root="/", os="linux", architecture=platform.machine(), libc=f"{libc} {version}")
+
+
+def wheels_for(python: tuple[int, int], with_uv: bool = False) -> Path:
+    """A folder of wheels for one version of Python on this machine, kept in FLEET_CI_CACHE or the user's cache."""
+    requirements = deploy_text("agent-requirements.txt")
+    digest = hashlib.sha256(requirements.encode()).hexdigest()[:12]
+    base = Path(os.environ.get("FLEET_CI_CACHE") or Path("~/.cache/fleet-ci").expanduser())
+    folder = base / "agent-wheels" / f"{digest}-cp{python[0]}{python[1]}{'-uv' if with_uv else ''}"
+    if not (folder / "complete").exists():
+        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        asyncio.run(_fetch(draft, requirements, python, with_uv))
+        (draft / "complete").touch()
+        try:
+            draft.rename(folder)
+        except OSError:
+            shutil.rmtree(draft)  # another test run was first
+    return folder
+
+
+async def _fetch(folder: Path, requirements: str, python: tuple[int, int], with_uv: bool) -> None:
+    await fetch_wheels(folder, requirements, this_platform(), python)
+    if with_uv:
+        await fetch_uv(folder, this_platform())
