@@ -100,7 +100,7 @@ def _migrate(database: Any, path: Path) -> None:
     present = connection.execute("PRAGMA user_version").fetchone()[0]
     if present > len(MIGRATIONS):
         raise NewerDatabaseError(
-            f"{path} has schema {present}, this fleet knows {len(MIGRATIONS)}; use the newer fleet, or move the file away"
+            f"{path} has schema {present}, this fleet knows {len(MIGRATIONS)}; use the newer fleet, or move it away"
         )
     if present == len(MIGRATIONS):
         return

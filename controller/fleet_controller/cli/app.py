@@ -6,7 +6,7 @@ from fleet_controller.cli import agent, controller, deploy, hosts, results
 
 app = typer.Typer(
     name="fleet",
-    help="Put a model on every machine of a lab, each with the backend and quantization that suits it, and keep it running.",
+    help="Put a model on every machine of a lab, with the backend and quantization that suits it, and keep it running.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 @asynccontextmanager
 async def connected_controller() -> AsyncIterator["ControllerAsyncStub"]:
-    """A stub of the controller, after a handshake. Raises CommandFailure where a resident one speaks another protocol."""
+    """A stub of the controller, after a handshake. Raises ProtocolSkewError where a resident one is another version."""
     from fleet_controller.service.client import open_stub, shake_hands
     from fleet_controller.service.resident import find_resident
 
@@ -70,6 +70,8 @@ async def _translated(work: Coroutine[Any, Any, Answer]) -> Answer:
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
     except ProtocolSkewError as error:
-        raise CommandFailure(str(error), "run: fleet controller stop (the next command then starts a matching one)") from None
+        raise CommandFailure(
+            str(error), "run: fleet controller stop (the next command then starts a matching one)"
+        ) from None
     except UnsafeFolderError as error:
         raise CommandFailure(str(error)) from None

@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
-    model: str = typer.Argument("", metavar="MODEL", help="A model of `fleet models` (name or name:quant), or a path on the hosts."),
+    model: str = typer.Argument(
+        "", metavar="MODEL", help="A name of `fleet models`, name:quant, or a path on the hosts."
+    ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     backend: str = typer.Option("", "--backend", "-b", help="llama.cpp or mlx-lm; chosen per host where not given."),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
@@ -32,12 +34,23 @@ def deploy(
     """Put a model on hosts: install what is missing, fetch the files, start, wait until it answers."""
     from fleet_controller.cli.deploy_command import DeployOptions, run_deploy
 
-    run_deploy(
-        DeployOptions(
-            model, hosts, backend, backend_version, quantization, context, port, max_parallel,
-            repository, engine_path, bind, dry_run, yes, as_json,
-        )  # fmt: skip
+    options = DeployOptions(
+        model=model,
+        pattern=hosts,
+        backend=backend,
+        backend_version=backend_version,
+        quantization=quantization,
+        context_length=context,
+        port=port,
+        max_parallel=max_parallel,
+        repository=repository,
+        engine_path=engine_path,
+        bind_address=bind,
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
     )
+    run_deploy(options)
 
 
 def ps(

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterable
 from typing import Any
 
 import typer
-from fleet_proto.v1 import controller_pb2
 
 from fleet_controller.cli.failures import REFUSAL_CODES, REFUSED, SOME_HOST_FAILED, report
 from fleet_controller.cli.messages import plain
 from fleet_controller.cli.output import print_json
 from fleet_controller.cli.progress import ProgressDisplay, failed
+from fleet_proto.v1 import controller_pb2
 
 
 async def follow_events(stream: AsyncIterable[Any], quiet: bool = False) -> list[controller_pb2.HostEvent]:

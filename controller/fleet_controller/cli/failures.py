@@ -1,4 +1,4 @@
-"""From an exception to what a user sees: one line that says what happened, one that says what to do, and an exit code."""
+"""From an exception to what a user sees: what happened, what to do next, and an exit code."""
 
 import asyncio
 import os
@@ -80,6 +80,7 @@ def _unexpected(error: BaseException) -> int:
 def from_rpc_error(error: Any) -> CommandFailure:
     """The failure that a grpc.aio.AioRpcError carries; its trailing metadata may hold a Problem."""
     import grpc
+
     from fleet_proto.v1.common_pb2 import Problem
 
     problem = Problem()

@@ -24,8 +24,13 @@ def init(
 
 
 def up(
-    pattern: str = typer.Argument(..., metavar="PATTERN", help="Hosts: names, globs (gpu*), @groups, !exclusions, commas."),
-    wheels: str = typer.Option("", "--wheels", help="Folder of wheels for the hosts' platforms, for hosts without internet."),
+    pattern: str = typer.Argument(
+        ..., metavar="PATTERN", help="Hosts: names, globs (gpu*), @groups, !exclusions, commas."
+    ),
+    wheels: str = typer.Option("", "--wheels", help="Folder of wheels for the hosts' platforms (no internet there)."),
+    fetch_wheels: bool = typer.Option(
+        False, "--fetch-wheels", help="Fetch wheels here for each host's platform, and push them."
+    ),
     transport: str = typer.Option("", "--transport", help="ssh or local, where hosts.yaml should not decide."),
     force: bool = typer.Option(False, "--force", help="Install again even where the version is current."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask. Unknown host keys are asked about all the same."),
@@ -35,7 +40,7 @@ def up(
     """Install and start the agent on hosts."""
     from fleet_controller.cli.up_command import UpOptions, run_up
 
-    run_up(UpOptions(pattern, wheels, transport, force, yes, dry_run, as_json))
+    run_up(UpOptions(pattern, wheels, fetch_wheels, transport, force, yes, dry_run, as_json))
 
 
 def hosts(

@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 import typer
-from fleet_proto.v1 import controller_pb2, hosts_pb2, services_pb2
 
 from fleet_controller.cli.client import call, connected_controller
 from fleet_controller.cli.failures import SOME_HOST_FAILED, report
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import GREEN, RED, YELLOW, duration, gibibytes, print_json, print_table
+from fleet_proto.v1 import controller_pb2, hosts_pb2, services_pb2
 
 COLUMNS = ("HOST", "STATE", "SYSTEM", "PROCESSOR", "MEMORY FREE", "MODELS", "AGENT", "TOOK")
 STATE_STYLES = {"up": GREEN, "no-agent": YELLOW, "unreachable": RED, "refused": RED}

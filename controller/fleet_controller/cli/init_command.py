@@ -2,12 +2,11 @@
 
 import os
 
+from fleet_controller.cli.failures import UsageFailure
 from fleet_inventory.base import InventoryError
 from fleet_inventory.paths import hosts_file, ssh_config_file
 from fleet_inventory.ssh_config import hosts_from_ssh_config
 from fleet_inventory.template import TemplateHost, render_hosts_yaml, template_hosts
-
-from fleet_controller.cli.failures import UsageFailure
 
 
 def run_init(from_ssh_config: bool, force: bool) -> None:

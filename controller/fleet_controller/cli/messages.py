@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 
@@ -11,7 +10,7 @@ def plain(message: Message) -> dict[str, Any]:
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 
 
-def _field(message: Message, field: FieldDescriptor) -> Any:
+def _field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.is_repeated:
         return [_value(item, field) for item in value]
@@ -20,7 +19,7 @@ def _field(message: Message, field: FieldDescriptor) -> Any:
     return _value(value, field)
 
 
-def _value(value: Any, field: FieldDescriptor) -> Any:
+def _value(value: Any, field: Any) -> Any:
     if isinstance(value, Message):
         return plain(value)
     if isinstance(value, bytes):

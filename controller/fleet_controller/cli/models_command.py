@@ -1,11 +1,10 @@
 """What `fleet models` does."""
 
+from fleet_controller.cli.failures import UsageFailure
+from fleet_controller.cli.output import print_json, print_table
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Model, load_catalog
 from fleet_inventory.paths import models_folder
-
-from fleet_controller.cli.failures import UsageFailure
-from fleet_controller.cli.output import print_json, print_table
 
 COLUMNS = ("MODEL", "PARAMETERS", "CONTEXT", "FORMAT", "QUANTIZATIONS", "REPOSITORY")
 
@@ -27,7 +26,7 @@ def _rows(model: Model) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, str], list[str]] = {}
     for artifact in model.artifacts:
         groups.setdefault((artifact.format.value, artifact.repository), []).append(artifact.quantization)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, ((form, repository), quantizations) in enumerate(groups.items()):
         first = number == 0
         rows.append(

@@ -5,15 +5,10 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 GREEN, YELLOW, RED, BOLD, DIM, PLAIN = "32", "33", "31", "1", "2", ""
 GAP = "  "
-
-
-def on_terminal() -> bool:
-    """Whether a person reads stdout and can answer on stdin."""
-    return sys.stdout.isatty() and sys.stdin.isatty()
 
 
 def can_ask() -> bool:
@@ -21,22 +16,28 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def styled(text: str, style: str) -> str:
-    return f"\x1b[{style}m{text}\x1b[0m" if style and sys.stdout.isatty() else text
+def styled(text: str, style: str, stream: TextIO) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if style and stream.isatty() else text
 
 
 def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], styles: dict[str, str] | None = None) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    styles: dict[str, str] | None = None,
+    stream: TextIO | None = None,
+) -> None:
     """A table without lines; on a terminal the last column is cut at its edge. `styles` colours whole cell texts."""
+    stream = stream or sys.stdout
     table = [list(row) for row in rows]
     widths = [max(width_of(row[index]) for row in [list(columns), *table]) for index in range(len(columns))]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(styled(_line(columns, widths, limit), BOLD))
+    limit = shutil.get_terminal_size().columns if stream.isatty() else None
+    print(styled(_line(columns, widths, limit), BOLD, stream), file=stream)
     for row in table:
-        print(_line(row, widths, limit, styles))
+        print(_line(row, widths, limit, styles if stream.isatty() else None), file=stream)
 
 
 def _line(cells: Sequence[str], widths: list[int], limit: int | None, styles: dict[str, str] | None = None) -> str:
@@ -48,7 +49,8 @@ def _line(cells: Sequence[str], widths: list[int], limit: int | None, styles: di
             cell = cell[: max(limit - used, 8)]
         padding = "" if last else " " * (width - width_of(cell))
         used += width + len(GAP)
-        parts.append(styled(cell, (styles or {}).get(cell, PLAIN)) + padding)
+        style = (styles or {}).get(cell, PLAIN)
+        parts.append((f"\x1b[{style}m{cell}\x1b[0m" if style else cell) + padding)
     return GAP.join(parts).rstrip()
 
 
@@ -67,7 +69,7 @@ def gibibytes(size: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"12 s", "3 min", "5 h", "2 d": for ages and uptimes."""
+    """ "12 s", "3 min", "5 h", "2 d": for ages and uptimes."""
     for limit, unit, divisor in ((90, "s", 1), (5400, "min", 60), (129600, "h", 3600)):
         if seconds < limit:
             return f"{seconds / divisor:.0f} {unit}"

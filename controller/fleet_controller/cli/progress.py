@@ -33,7 +33,9 @@ class ProgressDisplay:
             self._live.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.update(self._lines(), refresh=True)
             self._live.__exit__(kind, error, trace)
@@ -65,7 +67,9 @@ class ProgressDisplay:
         for host in sorted(self._latest):
             event = self._latest[host]
             style = ("red" if failed(event) else "green") if event.done else ""
-            grid.add_row(Text(host, style="bold"), Text(describe(event), style=style, overflow="ellipsis", no_wrap=True))
+            grid.add_row(
+                Text(host, style="bold"), Text(describe(event), style=style, overflow="ellipsis", no_wrap=True)
+            )
         return grid
 
 

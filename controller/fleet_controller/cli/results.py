@@ -20,7 +20,7 @@ def models(as_json: bool = typer.Option(False, "--json", help="One JSON document
 
 def bench(
     model: str = typer.Argument(..., metavar="MODEL", help="Name of the service, as `fleet ps` shows it."),
-    hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help="Hosts: names, globs, @groups, !exclusions."),
+    hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help="Names, globs, @groups, !exclusions."),
     prompt: int = typer.Option(512, "--prompt", min=1, help="Prompt tokens (prefill)."),
     generate: int = typer.Option(128, "--generate", min=1, help="Generated tokens (decode)."),
     repetitions: int = typer.Option(3, "--repetitions", "-r", min=1, help="Runs of each test."),

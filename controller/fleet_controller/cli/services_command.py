@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
-from fleet_proto.v1 import controller_pb2, services_pb2
 
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import finish_events, follow_events
 from fleet_controller.cli.failures import SOME_HOST_FAILED, UsageFailure, report
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import GREEN, RED, YELLOW, confirm, duration, gibibytes, print_json, print_table
+from fleet_proto.v1 import controller_pb2, services_pb2
 
 PS_COLUMNS = ("HOST", "MODEL", "STATE", "BACKEND", "QUANT", "CONTEXT", "ENDPOINT", "SINCE", "MEMORY", "RESTARTS")
 STATE_STYLES = {"ready": GREEN, "starting": YELLOW, "backing-off": YELLOW, "unhealthy": RED, "failed": RED}

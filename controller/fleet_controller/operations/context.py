@@ -1,14 +1,13 @@
 """What every operation works with: the inventory as it is now, warm connections, memory, and work that is under way."""
 
-from fleet_inventory.base import InventoryError
-from fleet_inventory.hosts import Host, Inventory, load_inventory
-from fleet_inventory.patterns import PatternError, select
-
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.running import RunningWork
 from fleet_controller.settings import Settings
 from fleet_controller.state import StateDatabase
 from fleet_controller.transport.pool import AgentPool
+from fleet_inventory.base import InventoryError
+from fleet_inventory.hosts import Host, Inventory, load_inventory
+from fleet_inventory.patterns import PatternError, select
 
 
 class FleetContext:

@@ -4,8 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 
-from fleet_inventory.hosts import Host
-
 from fleet_controller.domain.base import Problem
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.fanout import as_they_finish
@@ -21,6 +19,7 @@ from fleet_controller.transport.errors import (
     ProtocolSkew,
     TransportError,
 )
+from fleet_inventory.hosts import Host
 
 CONNECTIONS: tuple[tuple[type[TransportError], HostConnection], ...] = (
     (NoAgent, HostConnection.NO_AGENT),

@@ -1,4 +1,4 @@
-"""Work that outlives the call that started it: a rollout goes on when the terminal is gone, and can be watched again."""
+"""Work that outlives the call that started it: it goes on when the terminal is gone, and can be watched again."""
 
 import asyncio
 import logging
@@ -52,7 +52,8 @@ class RunningWork:
         position = 0
         while True:
             async with work.changed:
-                await work.changed.wait_for(lambda: work.over or work.dropped + len(work.events) > position)
+                while not work.over and work.dropped + len(work.events) <= position:
+                    await work.changed.wait()
                 first = max(position - work.dropped, 0)
                 fresh = work.events[first:]
                 position = work.dropped + len(work.events)

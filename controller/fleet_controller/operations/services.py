@@ -2,8 +2,6 @@
 
 from collections.abc import AsyncGenerator
 
-from fleet_inventory.hosts import Host
-
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.services import DesiredState, ServiceStatus
@@ -12,6 +10,7 @@ from fleet_controller.operations.fanout import as_they_finish, merged
 from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.reports import HostServices, LogPiece
 from fleet_controller.transport.errors import AgentRefused
+from fleet_inventory.hosts import Host
 
 
 async def list_services(context: FleetContext, pattern: str) -> AsyncGenerator[HostServices]:
@@ -50,7 +49,9 @@ async def _stop_on(
             for status in running:
                 yield HostEvent(host=name, stage="stop", message=f"stopping {status.spec.name}")
                 await agent.stop_service(status.spec.name, remove=remove)
-            yield HostEvent(host=name, stage="stop", message=_stopped(chosen, running, model), done=True, changed=bool(running))
+            yield HostEvent(
+                host=name, stage="stop", message=_stopped(chosen, running, model), done=True, changed=bool(running)
+            )
     except Exception as error:
         yield HostEvent(host=name, stage="stop", done=True, problem=problem_of(error, name))
 

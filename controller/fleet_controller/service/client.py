@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import grpc
+
+from fleet_controller.service.protocol import software_version
 from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
 from fleet_proto.v1.common_pb2 import HandshakeReply, HandshakeRequest
 from fleet_proto.v1.controller_pb2_grpc import ControllerStub
-
-from fleet_controller.service.protocol import software_version
 
 if TYPE_CHECKING:
     from fleet_proto.v1.controller_pb2_grpc import ControllerAsyncStub
@@ -42,7 +42,7 @@ async def open_stub(socket_path: Path) -> AsyncIterator["ControllerAsyncStub"]:
 async def shake_hands(stub: "ControllerAsyncStub", timeout_seconds: float = HANDSHAKE_SECONDS) -> HandshakeReply:
     """Exchange versions. Raises ProtocolSkewError where the ranges do not meet or the software differs."""
     ours = software_version()
-    reply = await stub.Handshake(
+    reply: HandshakeReply = await stub.Handshake(
         HandshakeRequest(protocol=PROTOCOL, minimum_protocol=MINIMUM_PROTOCOL, software_version=ours),
         timeout=timeout_seconds,
     )
@@ -63,6 +63,7 @@ async def answering(socket_path: Path, timeout_seconds: float = HANDSHAKE_SECOND
             protocol=PROTOCOL, minimum_protocol=MINIMUM_PROTOCOL, software_version=software_version()
         )
         try:
-            return await stub.Handshake(request, timeout=timeout_seconds)
+            reply: HandshakeReply = await stub.Handshake(request, timeout=timeout_seconds)
+            return reply
         except grpc.aio.AioRpcError:
             return None

@@ -111,14 +111,16 @@ def start_resident(settings: Settings) -> tuple[Identity, bool]:
         if found is not None:  # ours, or that of someone who started one at the same moment
             return found, found.pid == process.pid
         if process.poll() not in (None, 0):
-            raise ResidentError(f"the controller ended while it started: {_log_tail(settings)}", f"see {settings.log_file}")
+            raise ResidentError(
+                f"the controller ended while it started: {_log_tail(settings)}", f"see {settings.log_file}"
+            )
         time.sleep(POLL_SECONDS)
     process.terminate()
     raise ResidentError(f"the controller did not come up in {START_SECONDS:.0f} s", f"see {settings.log_file}")
 
 
 def stop_resident(settings: Settings) -> Identity | None:
-    """End it and wait until it is gone. Returns who it was, or None where none ran. Only that very process is signalled."""
+    """End it and wait until it is gone; returns who it was, or None. Only that very process is signalled."""
     present = find_resident(settings)
     if present is None:
         return None

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import grpc
-from fleet_proto.v1.controller_pb2_grpc import add_ControllerServicer_to_server
 
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.service.client import LARGEST_MESSAGE_BYTES
 from fleet_controller.service.servicer import ControllerServicer
 from fleet_controller.settings import Settings, private_folder
+from fleet_proto.v1.controller_pb2_grpc import add_ControllerServicer_to_server
 
 STOP_GRACE_SECONDS = 2.0
 

@@ -6,9 +6,6 @@ from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
-from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
-from fleet_proto.v1 import common_pb2, controller_pb2
-from fleet_proto.v1.controller_pb2_grpc import ControllerServicer as GeneratedServicer
 from google.protobuf.message import Message
 
 from fleet_controller.domain.base import Frozen, Problem
@@ -19,6 +16,9 @@ from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.service.protocol import software_version
 from fleet_controller.state import NewerDatabaseError
 from fleet_controller.wire import from_wire, to_wire
+from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
+from fleet_proto.v1 import common_pb2, controller_pb2
+from fleet_proto.v1.controller_pb2_grpc import ControllerServicer as GeneratedServicer
 
 PROBLEM_METADATA_KEY = "fleet-problem-bin"
 
@@ -41,17 +41,24 @@ class ControllerServicer(GeneratedServicer):
             warm_connections=self._context.warm_connections(),
         )
 
-    async def GetHosts(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def GetHosts(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.hosts import report_hosts
 
         reports = report_hosts(self._context, request.pattern, request.refresh)
         async for message in _stream(reports, controller_pb2.HostReport, context):
             yield message
 
-    async def Up(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def Up(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.agents import UpRequest, bring_up
 
-        wanted = UpRequest(request.pattern, request.transport, request.wheel_folder, request.force)
+        wanted = UpRequest(
+            request.pattern,
+            request.transport,
+            request.wheel_folder,
+            request.force,
+            bool(request.fetch_wheels_for),
+            request.manager,
+        )
         async for message in _stream(bring_up(self._context, wanted), controller_pb2.HostEvent, context):
             yield message
 
@@ -64,7 +71,7 @@ class ControllerServicer(GeneratedServicer):
             await _abort(context, OperationError("host-key", f"the key was not written down: {error}"))
         return controller_pb2.TrustHostKeyReply()
 
-    async def ManageAgents(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def ManageAgents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.agents import manage_agents
 
         action = AgentAction(controller_pb2.AgentAction.Name(request.action))
@@ -82,14 +89,14 @@ class ControllerServicer(GeneratedServicer):
         hosts = [to_wire(host.shown, controller_pb2.HostPlan) for host in plan.hosts]
         return controller_pb2.DeployPlan(plan_id=plan.plan_id, hosts=hosts)
 
-    async def Deploy(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def Deploy(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.deploy import deploy
 
         events = deploy(self._context, request.plan_id, tuple(request.hosts))
         async for message in _stream(events, controller_pb2.HostEvent, context):
             yield message
 
-    async def ListServices(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def ListServices(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.services import list_services
 
         async for message in _stream(
@@ -97,14 +104,14 @@ class ControllerServicer(GeneratedServicer):
         ):
             yield message
 
-    async def StopServices(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def StopServices(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.services import stop_services
 
         events = stop_services(self._context, request.pattern, request.model, request.all, request.remove)
         async for message in _stream(events, controller_pb2.HostEvent, context):
             yield message
 
-    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.services import read_logs
 
         pieces = read_logs(self._context, request.pattern, request.model, request.tail_lines, request.follow)
@@ -118,7 +125,7 @@ class ControllerServicer(GeneratedServicer):
         except Exception as error:
             await _abort(context, error)
 
-    async def Bench(self, request: Any, context: Any) -> AsyncIterator[Message]:
+    async def Bench(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.bench import BenchRequest, bench
 
         wanted = BenchRequest(
@@ -146,7 +153,7 @@ class ControllerServicer(GeneratedServicer):
         return controller_pb2.ShutdownControllerReply()
 
 
-async def _stream(values: AsyncGenerator[Any], message: type[Message], context: Any) -> AsyncIterator[Message]:
+async def _stream(values: AsyncGenerator[Any], message: type[Message], context: Any) -> AsyncIterator[Any]:
     """The values as messages; an error of the whole call ends it with a status and a Problem."""
     try:
         async with aclosing(values):

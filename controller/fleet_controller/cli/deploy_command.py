@@ -1,0 +1,112 @@
+"""What `fleet deploy` does: plan, show, ask, run, and say where the model answers."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import typer
+
+from fleet_controller.cli.client import call, connected_controller, typed_command
+from fleet_controller.cli.events import follow_events, leave_with, outcome
+from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.messages import plain
+from fleet_controller.cli.output import confirm, print_json, print_table
+from fleet_controller.cli.plan_view import print_plan
+from fleet_proto.v1 import controller_pb2
+
+TO_RUN = (controller_pb2.PLAN_ACTION_START, controller_pb2.PLAN_ACTION_REPLACE)
+RESULT_COLUMNS = ("HOST", "ENDPOINT", "MODEL", "TOOK", "ANSWER")
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    model: str
+    pattern: str
+    backend: str
+    backend_version: str
+    quantization: str
+    context_length: int | None
+    port: int | None
+    max_parallel: int | None
+    repository: str
+    engine_path: str
+    bind_address: str
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def run_deploy(options: DeployOptions) -> None:
+    """Exit code 1 where a host failed, 3 where one was refused, 0 where all serve the model (or the plan is fine)."""
+    if not options.model and not options.repository:
+        raise UsageFailure("name a model, or give --repo owner/name", "fleet models lists the catalog")
+    call(_deploy(options), when_interrupted=typed_command())
+
+
+async def _deploy(options: DeployOptions) -> None:
+    async with connected_controller() as controller:
+        plan = await controller.PlanDeploy(_request(options))
+        shown = sys.stderr if options.as_json else sys.stdout
+        if not (options.dry_run and options.as_json):
+            print_plan(plan, with_commands=options.dry_run, stream=shown)
+        to_run = [host for host in plan.hosts if host.action in TO_RUN]
+        finished: list[controller_pb2.HostEvent] = []
+        if to_run and not options.dry_run:
+            names = ", ".join(host.host for host in to_run)
+            if not confirm(f"Deploy to {names}?", options.yes):
+                raise typer.Exit(0)
+            events = controller.Deploy(controller_pb2.DeployRequest(plan_id=plan.plan_id))
+            finished = await follow_events(events, quiet=options.as_json)
+    if options.as_json:
+        print_json(_document(plan, finished, options.dry_run))
+    elif not options.dry_run:
+        _print_outcome(plan, finished, shown)
+    _leave(plan, finished)
+
+
+def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:
+    return controller_pb2.PlanDeployRequest(
+        model=options.model,
+        pattern=options.pattern,
+        backend=options.backend,
+        backend_version=options.backend_version,
+        quantization=options.quantization,
+        context_length=options.context_length,
+        port=options.port,
+        max_parallel=options.max_parallel,
+        repository=options.repository,
+        engine_path=options.engine_path,
+        bind_address=options.bind_address,
+    )
+
+
+def _document(plan: controller_pb2.DeployPlan, finished: list[Any], dry_run: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {"plan_id": plan.plan_id, "plan": [plain(host) for host in plan.hosts]}
+    if not dry_run:
+        document["hosts"] = [outcome(event) for event in finished]
+    return document
+
+
+def _print_outcome(plan: controller_pb2.DeployPlan, finished: list[Any], stream: TextIO) -> None:
+    rows = []
+    for event in finished:
+        result = outcome(event)["result"]
+        if result:
+            answer = " ".join(result["answer"].split())
+            rows.append((event.host, result["endpoint"], result["model"], f"{result['seconds']:.1f} s", answer or "-"))
+    if rows:
+        print(file=stream)
+        print_table(RESULT_COLUMNS, rows, stream=stream)
+    if plan.hosts and all(host.action == controller_pb2.PLAN_ACTION_KEEP for host in plan.hosts):
+        print("nothing to change", file=stream)
+    for event in finished:
+        if event.HasField("problem"):
+            report(f"{event.host}: {event.problem.message}", event.problem.remedy)
+
+
+def _leave(plan: controller_pb2.DeployPlan, finished: list[Any]) -> None:
+    if any(host.action == controller_pb2.PLAN_ACTION_FAIL for host in plan.hosts):
+        raise typer.Exit(SOME_HOST_FAILED)
+    leave_with(finished)
+    if any(host.action == controller_pb2.PLAN_ACTION_REFUSE for host in plan.hosts):
+        raise typer.Exit(REFUSED)

@@ -1,0 +1,138 @@
+"""Running a plan: on each host the job that prepares, then the service, then one real question to it.
+
+Every piece is named by what it does, so that the same command, after whatever died in the middle, finds the work
+where it is: a job under way is joined, one that ended is not repeated, a service with the same spec is kept.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.events import HostEvent
+from fleet_controller.domain.plan import PlanAction
+from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.fanout import merged
+from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
+from fleet_controller.operations.launch import launch
+from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, load_plan, replan
+from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.planning.plan import PlannedDeployment, same_service
+from fleet_controller.transport.errors import TransportError
+from fleet_inventory.hosts import Host
+
+TO_RUN = (PlanAction.START, PlanAction.REPLACE)
+
+
+async def deploy(context: FleetContext, plan_id: str, hosts: tuple[str, ...]) -> AsyncGenerator[HostEvent]:
+    """Run a plan on its hosts, or on those named; each host ends with one `done` event.
+
+    Leaving detaches: in a resident controller the work goes on, and the same plan joins it again.
+    """
+    plan = load_plan(context, plan_id)
+    inventory = context.inventory().hosts
+    chosen = [
+        planned
+        for planned in plan.hosts
+        if planned.shown.action in TO_RUN and (not hosts or planned.shown.host in hosts)
+    ]
+    async for event in merged([_on_host(context, inventory.get(item.shown.host), item, plan) for item in chosen]):
+        yield event
+
+
+async def _on_host(
+    context: FleetContext, host: Host | None, planned: PlannedHost, plan: StoredPlan
+) -> AsyncGenerator[HostEvent]:
+    spec = planned.shown.service
+    if host is None or spec is None:
+        gone = Problem(code="no-such-host", message="the host is no longer in hosts.yaml", remedy="repeat the command")
+        yield HostEvent(host=planned.shown.host, done=True, problem=gone)
+        return
+    key, digest = (host.name, spec.name), spec.model_dump_json(exclude={"promised_memory_bytes", "readiness"})
+    running = context.running.digest_of(key)
+    if running is not None and running != digest:
+        message = f"another deploy of {spec.name} to this host is under way in this controller"
+        busy = Problem(code="busy", message=message, remedy="wait for it: repeat its command to watch it")
+        yield HostEvent(host=host.name, done=True, problem=busy)
+        return
+    async for event in context.running.join(key, digest, lambda: _deploy(context, host, planned, plan, spec)):
+        yield event
+
+
+async def _deploy(
+    context: FleetContext, host: Host, planned: PlannedHost, plan: StoredPlan, spec: ServiceSpec
+) -> AsyncGenerator[HostEvent]:
+    """The work on one host; whatever goes wrong is its last event."""
+    started = time.monotonic()
+    answers: list[dict[str, Any]] = []
+    try:
+        joined = False
+        async for event in _join_earlier(context, host, spec):
+            joined = True
+            yield event
+        # An earlier job did some of it: what is left is seen from fresh facts.
+        deployment = await _recheck(context, host, planned, plan) if joined else planned.deployment
+        if deployment.prepare is not None:
+            async for event in run_job(context, host, deployment.prepare, []):
+                yield event
+        final = await _recheck(context, host, planned, plan)
+        if final.plan.action in TO_RUN:
+            async for event in launch(context, host, spec):
+                yield event
+        smoke = planned.deployment.smoke_test
+        if smoke is not None:
+            async for event in run_job(context, host, smoke, answers):
+                yield event
+        yield _ready(host, spec, answers, time.monotonic() - started)
+    except (OperationError, TransportError) as error:
+        yield HostEvent(host=host.name, stage="deploy", done=True, problem=problem_of(error, host.name))
+
+
+async def _join_earlier(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncGenerator[HostEvent]:
+    """Wait for jobs that prepare this service already: of a command that was cut off, or of a colleague's."""
+    async with context.pool.client(host) as agent:
+        earlier = active_deploys(await agent.list_jobs(active_only=True), spec.name)
+    for status in earlier:
+        yield HostEvent(host=host.name, stage="job", message=f"joining {status.title}, which is under way")
+        async for event in follow_job(context, host, status.job_id, (), []):
+            yield event
+
+
+async def _recheck(context: FleetContext, host: Host, planned: PlannedHost, plan: StoredPlan) -> PlannedDeployment:
+    """The plan from the facts of this moment. Raises OperationError where it no longer holds."""
+    state = await gather_state(context, host)
+    if isinstance(state, Problem):
+        raise OperationError(state.code, state.message, state.remedy)
+    fresh = replan(host, state, planned, plan.request)
+    if fresh.plan.problem is not None:
+        problem = fresh.plan.problem
+        raise OperationError(problem.code, problem.message, problem.remedy)
+    spec = planned.shown.service
+    if fresh.plan.service is None or spec is None or not same_service(fresh.plan.service, spec):
+        raise OperationError(
+            "plan-changed", "the host changed since the plan was shown", "repeat the command to see the new plan"
+        )
+    return fresh
+
+
+def _ready(host: Host, spec: ServiceSpec, answers: list[dict[str, Any]], seconds: float) -> HostEvent:
+    endpoint = f"http://{spec.bind_address}:{spec.port}/v1"
+    answer = str(answers[-1].get("text", "")) if answers else ""
+    result = {
+        "endpoint": endpoint,
+        "model": spec.served_model_name,
+        "answer": answer,
+        "seconds": round(seconds, 3),
+        "backend": spec.backend,
+        "quantization": spec.quantization,
+    }
+    return HostEvent(
+        host=host.name,
+        stage="ready",
+        message=f"{spec.name} answers at {endpoint}",
+        done=True,
+        changed=True,
+        result_json=json.dumps(result),
+    )

@@ -1,0 +1,134 @@
+"""A plan for every host of a deploy: gathers what is true now, changes nothing, and is kept so that it can be run."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+
+from fleet_controller.domain.artifacts import Artifact
+from fleet_controller.domain.base import Frozen, Problem
+from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.plan import DeployRequest, HostPlan
+from fleet_controller.domain.services import ServiceStatus
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.operations.resolving import named, resolve_for
+from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
+from fleet_controller.planning.resolved import ResolvedModel
+from fleet_inventory.hosts import Host
+
+
+class PlannedHost(Frozen):
+    """One host's part of a plan, with what is needed to make it again from fresh facts."""
+
+    deployment: PlannedDeployment
+    resolved: ResolvedModel | None = None
+
+    @property
+    def shown(self) -> HostPlan:
+        return self.deployment.plan
+
+
+class StoredPlan(Frozen):
+    """`plan_id` names the content: the same request on hosts in the same state is the same plan."""
+
+    plan_id: str
+    request: DeployRequest
+    hosts: tuple[PlannedHost, ...]
+
+
+@dataclass(frozen=True)
+class HostState:
+    """What a plan is made from, all taken in one moment."""
+
+    facts: HostFacts
+    services: tuple[ServiceStatus, ...]
+    artifacts: tuple[Artifact, ...]
+
+
+async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPlan:
+    """The plan of each host of the pattern. Raises OperationError where the request itself cannot be met."""
+    if not request.model and not request.repository:
+        raise OperationError(
+            "no-model", "name a model or give --repo owner/name", "fleet models lists them", usage=True
+        )
+    hosts = context.select(request.pattern)
+    request = named(request)
+    endpoints = {_endpoint(host): host for host in hosts}
+    resolving = {endpoint: asyncio.create_task(resolve_for(request, endpoint)) for endpoint in endpoints}
+    states = asyncio.gather(*(gather_state(context, host) for host in hosts))
+    try:
+        found = await asyncio.gather(*resolving.values(), return_exceptions=True)
+        models = dict(zip(resolving, found, strict=True))
+        _raise_where_nothing_resolves(models)
+        planned = [
+            _plan_of(host, state, request, models[_endpoint(host)])
+            for host, state in zip(hosts, await states, strict=True)
+        ]
+    finally:
+        states.cancel()
+    body = "".join(host.model_dump_json() for host in planned)
+    plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]
+    plan = StoredPlan(plan_id=plan_id, request=request, hosts=tuple(planned))
+    context.database.save_plan(plan_id, plan.model_dump_json())
+    return plan
+
+
+def load_plan(context: FleetContext, plan_id: str) -> StoredPlan:
+    """A plan that `plan_deploy` kept. Raises OperationError where there is none."""
+    body = context.database.load_plan(plan_id)
+    if body is None:
+        raise OperationError("no-such-plan", f"plan {plan_id} is not known here", "repeat the deploy command")
+    return StoredPlan.model_validate_json(body)
+
+
+async def gather_state(context: FleetContext, host: Host) -> HostState | Problem:
+    """Facts, services and model files of one host, asked for side by side; or why they could not be had."""
+    try:
+        async with context.pool.client(host) as agent:
+            facts, services, artifacts = await asyncio.gather(
+                agent.facts(), agent.list_services(), agent.list_artifacts()
+            )
+        return HostState(facts, services, artifacts)
+    except Exception as error:
+        return problem_of(error, host.name)
+
+
+def replan(host: Host, state: HostState, planned: PlannedHost, request: DeployRequest) -> PlannedDeployment:
+    """The same plan from fresh facts. What was chosen once (backend, quantization, context, port) stays chosen."""
+    shown = planned.shown
+    assert planned.resolved is not None
+    chosen = request.model_copy(
+        update={
+            "backend": shown.backend,
+            "quantization": shown.quantization,
+            "context_length": shown.context_length or None,
+            "port": shown.port or None,
+        }
+    )
+    return plan_host(host, state.facts, state.services, chosen, planned.resolved, state.artifacts)
+
+
+def _plan_of(
+    host: Host, state: HostState | Problem, request: DeployRequest, resolved: ResolvedModel | BaseException
+) -> PlannedHost:
+    if isinstance(state, Problem):
+        return PlannedHost(deployment=unreachable_plan(host.name, state))
+    if isinstance(resolved, BaseException):
+        problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)), host.name)
+        return PlannedHost(deployment=unreachable_plan(host.name, problem))
+    deployment = plan_host(host, state.facts, state.services, request, resolved, state.artifacts)
+    return PlannedHost(deployment=deployment, resolved=resolved)
+
+
+def _endpoint(host: Host) -> str:
+    return host.environment.get("HF_ENDPOINT", "")
+
+
+def _raise_where_nothing_resolves(models: dict[str, ResolvedModel | BaseException]) -> None:
+    """One endpoint that is down costs only its hosts; a model that nobody knows is the user's to correct."""
+    errors = [model for model in models.values() if isinstance(model, BaseException)]
+    for error in errors:
+        if not isinstance(error, Exception) or (isinstance(error, OperationError) and error.usage):
+            raise error
+    if errors and len(errors) == len(models):
+        raise errors[0]

@@ -1,0 +1,61 @@
+"""From what a user typed to exact artifacts, once per model hub: reads the catalog and asks the hub, in a thread."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.operations.problems import OperationError
+from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.resolved import ResolvedModel
+from fleet_inventory.base import CatalogError
+from fleet_inventory.catalog import Catalog, load_catalog
+from fleet_inventory.paths import models_folder
+
+
+def catalog() -> Catalog:
+    """The shipped models and the user's own. Raises OperationError (usage)."""
+    try:
+        return load_catalog([models_folder()])
+    except CatalogError as error:
+        raise OperationError("catalog", str(error), usage=True) from None
+
+
+def named(request: DeployRequest) -> DeployRequest:
+    """The request with the quantization of "name:quant" in its own field. Raises OperationError (usage)."""
+    from fleet_controller.hub.resolve import named_quantization
+
+    try:
+        return named_quantization(request, catalog())
+    except CatalogError as error:
+        raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
+
+
+async def resolve_for(request: DeployRequest, endpoint: str) -> ResolvedModel:
+    """The artifacts that a request may mean, as one hub has them. Raises OperationError."""
+    from fleet_controller.hub.errors import HubError
+    from fleet_controller.hub.resolve import resolve_model
+
+    try:
+        return await asyncio.to_thread(resolve_model, request, catalog(), endpoint, _token(endpoint))
+    except CatalogError as error:
+        raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
+    except PlanProblem as error:
+        raise OperationError(error.problem.code, error.problem.message, error.problem.remedy, error.usage) from None
+    except HubError as error:
+        usage = error.code in ("repository-unknown", "no-files", "bad-gguf")
+        raise OperationError(error.code, error.message, error.remedy, usage) from None
+
+
+def _token(endpoint: str) -> str | None:
+    """The user's token for the hub, from where huggingface_hub keeps it. A mirror gets none of it by itself."""
+    if endpoint:
+        return None
+    if os.environ.get("HF_TOKEN"):
+        return os.environ["HF_TOKEN"]
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token")
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
