@@ -44,7 +44,6 @@ def resolve_model(
 
     Raises CatalogError (unknown name or quantization), HubError (and its kinds), PlanProblem (unknown backend).
     """
-    wanted = backend_named(request.backend).formats if request.backend else (GGUF, MLX, SAFETENSORS)
     seen: dict[str, HubSnapshot] = {}
 
     def lister(repository: str) -> HubSnapshot:
@@ -52,6 +51,12 @@ def resolve_model(
             seen[repository] = list_repository(repository, endpoint, token)
         return seen[repository]
 
+    return resolve_with(request, catalog, lister, token)
+
+
+def resolve_with(request: DeployRequest, catalog: Catalog, lister: Lister, token: str | None = None) -> ResolvedModel:
+    """resolve_model with another source of listings: a cache, or a test's fixture."""
+    wanted = backend_named(request.backend).formats if request.backend else (GGUF, MLX, SAFETENSORS)
     if request.repository:
         return _of_repository(request.repository, lister, token)
     if request.model.startswith("/"):

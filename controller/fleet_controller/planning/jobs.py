@@ -15,7 +15,8 @@ from fleet_inventory.hosts import Host
 
 SMOKE_PROMPT = "Say hello in one short sentence."
 SMOKE_MAX_TOKENS = 32
-WILDCARD_ADDRESSES = frozenset({"0.0.0.0", "::"})
+# Where a server on all addresses is asked from its own host.
+WILDCARD_ADDRESSES = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
 def model_step(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]) -> tuple[Step, int]:
@@ -55,9 +56,11 @@ def prepare_job(
     return _named("deploy", facts, spec, job)
 
 
-def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec:
-    """One real chat completion, once the service is ready."""
-    address = LOOPBACK if spec.bind_address in WILDCARD_ADDRESSES else spec.bind_address
+def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec | None:
+    """One real chat completion, once the service is ready; None where no loopback address leads to it."""
+    address = WILDCARD_ADDRESSES.get(spec.bind_address, spec.bind_address)
+    if not is_loopback(address):
+        return None
     host_part = f"[{address}]" if ":" in address else address
     probe = ChatProbeStep(
         base_url=f"http://{host_part}:{spec.port}/v1",
@@ -67,6 +70,10 @@ def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec:
     )
     steps = (Step(name="smoke test", chat_probe=probe),)
     return _named("smoke", facts, spec, JobSpec(job_id="", title=f"ask {spec.name} something", steps=steps))
+
+
+def is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
 
 
 def _named(kind: str, facts: HostFacts, spec: ServiceSpec, job: JobSpec) -> JobSpec:

@@ -10,7 +10,7 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
-from fleet_controller.planning.jobs import model_step, prepare_job, retried, smoke_job
+from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_step, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.resolved import ResolvedModel
@@ -22,7 +22,8 @@ __all__ = ["PlannedDeployment", "plan_host", "retried", "same_service", "unreach
 
 class PlannedDeployment(Frozen):
     """A host's plan and the jobs that carry it out: `prepare` (install, model files), then the service of the plan is
-    applied, then `smoke_test`. Both are None where nothing is to be done. Their ids are derived from the machine and
+    applied, then `smoke_test` (None where the server listens on no loopback address). Both are None where nothing is
+    to be done. Their ids are derived from the machine and
     the work, so that sending them again re-attaches; where one has ended, `retried` gives the next id.
     """
 
@@ -207,8 +208,11 @@ def _warnings(
         found.append(f"{backend.name} does not limit the context: memory is planned for {choice.context_tokens} tokens")
     if any(not gpu.processes_known for gpu in gpus):
         found.append("the driver does not tell who uses the GPU, so it may be busy")
-    if request.bind_address and not request.bind_address.startswith("127.") and request.bind_address != "::1":
-        found.append(f"the server listens on {request.bind_address} without a key: whoever reaches it may use it")
+    address = request.bind_address
+    if address and not is_loopback(address):
+        found.append(f"the server listens on {address} without a key: whoever reaches it may use it")
+        if address not in WILDCARD_ADDRESSES:
+            found.append(f"no smoke test: the agent asks over loopback, and the server listens on {address} only")
     return (*found, *resolved.overrides_for(backend.name).known_problems)
 
 
@@ -239,7 +243,9 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
     if running is not None and replaces and not _is_up(running):
         reason = f"{state_word(running.state)}; starting it anew"
     plan = _host_plan(host.name, action, reason, work)
-    commands = render(facts, (*prepare.steps, *smoke_test.steps), work.spec, prepare.environment)
+    commands = render(
+        facts, (*prepare.steps, *(smoke_test.steps if smoke_test else ())), work.spec, prepare.environment
+    )
     return PlannedDeployment(
         plan=plan.model_copy(update={"commands": commands}), prepare=prepare, smoke_test=smoke_test
     )
