@@ -171,16 +171,7 @@ def control_masters(bench: Stage, action: str) -> None:
 
 
 def child_argv(kind: str, bench: Stage, count: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "benchmarks.facts_fanout",
-        "--child",
-        kind,
-        str(bench.folder),
-        str(count),
-        str(bench.facts_bytes),
-    ]
+    return [sys.executable, "-m", "benchmarks.facts_fanout", "--child", kind, str(bench.folder), str(count)]
 
 
 async def child(kind: str, folder: str, count: int) -> None:
