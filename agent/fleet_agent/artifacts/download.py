@@ -151,7 +151,7 @@ class _Transfer:
             raise
         with response:
             skip = self._check(response)
-            while block := response.read(BLOCK_BYTES):
+            while block := response.read1(BLOCK_BYTES):  # read() would wait for a whole block on a slow line
                 self._watch.check()
                 if skip:
                     block, skip = block[skip:], max(0, skip - len(block))
