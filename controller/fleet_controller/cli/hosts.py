@@ -35,12 +35,13 @@ def up(
     force: bool = typer.Option(False, "--force", help="Install again even where the version is current."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask. Unknown host keys are asked about all the same."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would happen and stop."),
+    manager: str = typer.Option("", "--manager", hidden=True, help="background: touch no service manager."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Install and start the agent on hosts."""
     from fleet_controller.cli.up_command import UpOptions, run_up
 
-    run_up(UpOptions(pattern, wheels, fetch_wheels, transport, force, yes, dry_run, as_json))
+    run_up(UpOptions(pattern, wheels, fetch_wheels, transport, force, manager, yes, dry_run, as_json))
 
 
 def hosts(

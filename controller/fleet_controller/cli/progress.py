@@ -50,7 +50,12 @@ class ProgressDisplay:
             self._print_plain(event)
 
     def _print_plain(self, event: "HostEvent") -> None:
-        """A line when stage or message changes; while only figures move, one every few seconds."""
+        """A line when stage or message changes; while only figures move, one every few seconds.
+
+        How a host ended well is the command's own output; that it failed is worth a line at once.
+        """
+        if event.done and not failed(event):
+            return
         said = (event.stage, event.message)
         now = time.monotonic()
         moving_only = self._said.get(event.host) == said
@@ -80,8 +85,9 @@ def failed(event: "HostEvent") -> bool:
 def describe(event: "HostEvent") -> str:
     """One event as one line: "download: model.gguf 1.2 GiB of 5.0 GiB (24 %)"."""
     if event.HasField("problem"):
-        remedy = f" (next: {event.problem.remedy})" if event.problem.remedy else ""
-        return f"failed: {event.problem.message}{remedy}"
+        return f"failed: {event.problem.message}"
+    if event.HasField("host_key"):
+        return "its host key is not known"
     text = f"{event.stage}: {event.message}" if event.stage and event.message else event.stage or event.message
     if event.HasField("done_units") and not event.done:
         text += f" {_units(event)}"

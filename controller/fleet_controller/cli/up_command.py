@@ -25,6 +25,7 @@ class UpOptions:
     fetch_wheels: bool
     transport: str
     force: bool
+    manager: str
     yes: bool
     dry_run: bool
     as_json: bool
@@ -66,6 +67,7 @@ async def _bring_up(controller: Any, options: UpOptions) -> list[controller_pb2.
             transport=options.transport,
             wheel_folder=str(Path(options.wheels).absolute()) if options.wheels else "",
             force=options.force,
+            manager=options.manager,
             fetch_wheels_for="hosts" if options.fetch_wheels else "",
         )
         finished = await follow_events(controller.Up(request), quiet=options.as_json)
