@@ -1,11 +1,15 @@
 """hosts.yaml: what it may say, and how faults are told."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet_agent import configuration
-from fleet_inventory import allowlists
+from fleet_inventory import allowlists, document
 from fleet_inventory.hosts import InventoryError, Limits, PortRange, Transport, load_inventory
 
 
@@ -226,3 +230,37 @@ def test_the_agent_allows_what_the_file_allows() -> None:
     assert set(allowlists.EXACT) == configuration.ALLOWED_ENVIRONMENT
     assert allowlists.PREFIXES == configuration.ALLOWED_ENVIRONMENT_PREFIXES
     assert allowlists.TOOLS == configuration.ALLOWED_TOOLS
+
+
+def test_the_fast_reader_and_the_slow_one_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a: &x {k: [1, two, 3.5], on: off}\nb: {<<: *x, on: 2026-01-02}\nc:\n- ~\n- {d: 'e'}\nc: twice\n"
+    fast = document.parse_document(text, Path("f"), lambda path: False)
+    monkeypatch.setattr(document, "_FAST_LOADER", yaml.SafeLoader)
+    assert document.parse_document(text, Path("f"), lambda path: False) == fast
+    assert fast.duplicates == ((("c",), 6, 3),)
+
+
+def test_what_looks_like_a_date_and_is_none_is_text(tmp_path: Path) -> None:
+    assert load_inventory(write(tmp_path, "hosts: {a: {user: 2026-13-01}}")).hosts["a"].user == "2026-13-01"
+
+
+def test_endless_brackets_are_one_message(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "[" * 20_000)
+    assert "nested too deeply" in found or "cannot be read as YAML" in found
+
+
+LINES = st.sampled_from(
+    ["defaults:", "groups:", "hosts:", "gpu1:", "port: 22", "port: x", "- a", "&a", "*a", "<<: *a", "{", "}", "[b]",
+     "labels:", "environment: {HF_HOME: /x}", "limits: {ports: 1-2}", "# c", "\t", "'", "? k", ": v", "!!int x", "---"]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "  ", "    ", "      "]), LINES), max_size=12))
+def test_any_file_is_an_inventory_or_a_list_of_problems(lines: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hosts.yaml"
+        path.write_text("\n".join(indent + line for indent, line in lines))
+        try:
+            load_inventory(path)
+        except InventoryError as error:
+            assert all(message.startswith(str(path)) for message in str(error).splitlines())
