@@ -44,7 +44,7 @@ SUBSTITUTIONS = (
     Substitution("git program", ("git", "clone"), ("{git}", "clone"), True),
     Substitution("cmake program", ("cmake",), ("{cmake}",), True),
     Substitution("build folder", (r"llama\.cpp/build",), ("{engine}.build",)),
-    Substitution("source folder", (r"llama\.cpp",), ("{source}",)),
+    Substitution("source folder", (r"llama\.cpp",), ("-S", "{source}")),
     Substitution("number of jobs", ("-j",), ("-j", "{cores}")),
     # The build folder is always a new one, so there is nothing to clean.
     Substitution("clean build", ("--clean-first",), ()),

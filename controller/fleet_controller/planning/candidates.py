@@ -65,6 +65,9 @@ def usable(
         ]
         if artifacts:
             groups.append((backend, sorted(artifacts, key=lambda item: -(item.weights_bytes or 0))))
+    if facts.apple is None:
+        # Elsewhere MLX computes on the CPU: it is no fallback for a model that is too large for the GPU.
+        groups = [group for group in groups if group[0] is groups[0][0]]
     if not groups:
         raise _nothing_usable(request, resolved, wanted, reasons)
     return groups

@@ -149,7 +149,7 @@ def _cmake_build(facts: HostFacts, step: CmakeBuildStep) -> Iterator[PlannedComm
     cmake = tool_path(facts, ToolRef(name="cmake"))
     build = f"{facts.layout.engines_dir}/{step.install_key}.build"
     generator = ("-G", "Ninja") if step.ninja else ()
-    configure = (cmake, _source_dir(facts, step.source_key), "-B", build, *generator, *step.options)
+    configure = (cmake, *generator, "-S", _source_dir(facts, step.source_key), "-B", build, *step.options)
     yield PlannedCommand(purpose="install", argv=configure)
     jobs = step.parallel or facts.cpu.logical_cores or 1
     argv = (cmake, "--build", build, "--config", "Release", "-j", str(jobs), "--target", *step.targets)

@@ -1,0 +1,122 @@
+"""Fit: the arithmetic against known figures, and the three verdicts."""
+
+import pytest
+
+from fleet_controller.backends import BACKENDS
+from fleet_controller.domain.plan import FitVerdict
+from fleet_controller.hub.resolve import catalog_shape
+from fleet_controller.planning.devices import MemoryPool
+from fleet_controller.planning.fit import Fit, context_levels, judge_fit
+from fleet_controller.planning.resolved import ModelArtifact
+from fleet_controller.planning.shape import ModelShape
+from fleet_inventory.catalog import load_catalog
+
+GB = 10**9
+
+
+def shape(name: str) -> ModelShape:
+    model, _ = load_catalog().resolve(name)
+    return catalog_shape(model.architecture, model.max_context)
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_bytes_per_token", "state_bytes"),
+    [
+        # 16 full attention layers x 4 heads x (256 + 256) x 2 B; 48 x 48 heads x 128 x 128 x 4 B = 144 MiB, as
+        # llama.cpp's log of pull request 23792 shows.
+        ("qwen3.5-27b", 65536, 150994944),
+        ("qwen3.5-9b", 32768, 50331648),
+        ("qwen3.5-4b", 32768, 50331648),
+        ("qwen3.5-35b-a3b", 20480, 62914560),
+        # MLA: 47 layers x (512 + 64) x 2 B
+        ("glm-4.7-flash", 54144, 0),
+    ],
+)
+def test_cache_sizes_of_the_catalog(name: str, kv_bytes_per_token: int, state_bytes: int) -> None:
+    assert shape(name).kv_bytes_per_token() == kv_bytes_per_token
+    assert shape(name).recurrent_bytes_per_sequence() == state_bytes
+
+
+def test_a_window_stops_growing() -> None:
+    gpt_oss = ModelShape(
+        layers=24, kv_layers=12, kv_heads=8, key_length=64, value_length=64, window_layers=12, window_tokens=128
+    )
+    assert gpt_oss.kv_bytes_per_token() == 24576
+    assert gpt_oss.window_bytes(100) == 12 * 8 * 128 * 2 * 100
+    assert gpt_oss.window_bytes(131072) == gpt_oss.window_bytes(128)
+
+
+def judged(
+    weights_bytes: int | None,
+    free_bytes: int | None,
+    *,
+    backend: str = "llama.cpp",
+    spill_bytes: int = 0,
+    kind: str = "VRAM",
+    model: str = "qwen3.5-27b",
+    context: int = 262144,
+    parallel: int = 1,
+) -> Fit:
+    artifact = ModelArtifact(format="gguf", quantization="Q", weights_bytes=weights_bytes)
+    pool = MemoryPool(kind=kind, free_bytes=free_bytes, total_bytes=free_bytes, spill_bytes=spill_bytes)
+    chosen = BACKENDS[backend]
+    use = chosen.memory_use(context, parallel, kind != "RAM")
+    return judge_fit(artifact, shape(model), use, pool, offloads=chosen.offloads)
+
+
+def test_what_is_added_up_is_shown() -> None:
+    fit = judged(17_609_365_914, 24 * GB, spill_bytes=64 * GB)
+    assert {line.what: line.bytes for line in fit.lines} == {
+        "weights": 17_609_365_914,
+        "KV cache": 65536 * 262144,
+        "recurrent state": 150994944,
+        "reserve": 1 << 30,
+    }
+    assert fit.needed_bytes == sum(line.bytes for line in fit.lines)
+    kv_line = next(line for line in fit.lines if line.what == "KV cache")
+    assert kv_line.arithmetic == "16 layers x 4 heads x (256 + 256) x 2 B x 262144 tokens"
+
+
+def test_three_verdicts() -> None:
+    needed = judged(10 * GB, 100 * GB).needed_bytes
+    assert judged(10 * GB, needed).verdict is FitVerdict.FITS
+    assert judged(10 * GB, needed - 1, spill_bytes=1).verdict is FitVerdict.FITS_WITH_OFFLOAD
+    assert judged(10 * GB, needed - 2, spill_bytes=1).verdict is FitVerdict.REFUSED
+    assert judged(10 * GB, needed - 1, spill_bytes=1).offload_bytes == 1
+
+
+def test_mlx_does_not_offload() -> None:
+    assert judged(10 * GB, 5 * GB, backend="mlx-lm", spill_bytes=64 * GB).verdict is FitVerdict.REFUSED
+
+
+def test_a_promise_is_never_more_than_what_is_free() -> None:
+    """The agent refuses a start whose promise is not free; with a part on the CPU the device holds the rest only."""
+    fit = judged(17_609_365_914, 24 * GB, spill_bytes=64 * GB)
+    assert fit.verdict is FitVerdict.FITS_WITH_OFFLOAD
+    assert 0 < fit.promised_bytes < 24 * GB
+    assert judged(10 * GB, 100 * GB).promised_bytes == judged(10 * GB, 100 * GB).needed_bytes
+
+
+def test_context_is_per_request() -> None:
+    one, four = judged(GB, 500 * GB, parallel=1), judged(GB, 500 * GB, parallel=4)
+    cache = {fit.lines[1].bytes for fit in (one, four)}
+    assert cache == {65536 * 262144, 4 * 65536 * 262144}
+
+
+def test_unknown_is_said_and_not_zero() -> None:
+    assert judged(None, 24 * GB).verdict is FitVerdict.UNSPECIFIED
+    assert "size" in judged(None, 24 * GB).unknown
+    assert judged(GB, None).verdict is FitVerdict.UNSPECIFIED
+    assert "VRAM" in judged(GB, None).unknown
+
+
+def test_weights_alone_can_refuse_without_an_architecture() -> None:
+    artifact = ModelArtifact(format="gguf", weights_bytes=30 * GB)
+    pool = MemoryPool(kind="VRAM", free_bytes=24 * GB, total_bytes=24 * GB)
+    use = BACKENDS["llama.cpp"].memory_use(4096, 0, True)
+    assert judge_fit(artifact, None, use, pool, offloads=True).verdict is FitVerdict.REFUSED
+
+
+def test_context_levels_halve_down_to_something_useful() -> None:
+    assert context_levels(16384) == (16384, 8192, 4096)
+    assert context_levels(2048) == (2048,)
