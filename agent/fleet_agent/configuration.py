@@ -85,7 +85,8 @@ def allowed_environment(name: str) -> bool:
     """Whether a step or a service may set this variable."""
     if name in ALLOWED_ENVIRONMENT:
         return True
-    return name.startswith(ALLOWED_ENVIRONMENT_PREFIXES) and re.fullmatch(r"[A-Z][A-Z0-9_]*", name) is not None
+    prefixed = any(name.startswith(prefix) and name != prefix for prefix in ALLOWED_ENVIRONMENT_PREFIXES)
+    return prefixed and re.fullmatch(r"[A-Z0-9_]+", name) is not None
 
 
 def check_environment(variables: Mapping[str, str]) -> None:
@@ -101,7 +102,7 @@ def read_configuration(path: Path) -> AgentConfiguration:
     """The configuration at `path`; a file that is not there is an empty one. Raises ConfigurationError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return AgentConfiguration()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error

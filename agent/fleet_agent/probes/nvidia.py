@@ -5,7 +5,6 @@ functions. NVML is opened for one reading and closed again: an idle agent keeps 
 """
 
 import contextlib
-import ctypes
 import os
 import sys
 import time
@@ -136,6 +135,8 @@ def _load() -> Any:
     """pynvml, but only where there is a driver for it: its import takes 50 ms and some memory."""
     if sys.platform == "darwin":
         raise NoData("no NVIDIA driver on macOS")
+    import ctypes
+
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
