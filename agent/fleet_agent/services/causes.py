@@ -81,12 +81,30 @@ CAUSES = (
         permanent=True,
     ),
     _cause(
+        r"mlx_lm\.server generation thread died: (?P<detail>.+)",
+        "model-not-loaded",
+        "it could not load its model",
+        "see its log; deploy again, or with another backend",
+    ),
+    _cause(
         r"No module named '?(?P<detail>[\w.]+)",
         "broken-install",
         "the backend's installation is incomplete",
         "deploy again with --reinstall",
     ),
 )
+
+
+# A server whose front still answers /health although nothing is behind it.
+_DEAD_BEHIND_FRONT = re.compile(r"mlx_lm\.server generation thread died")
+
+
+def hopeless(text: str) -> Problem | None:
+    """Why a server that answers can serve nothing all the same; None where its log says no such thing."""
+    known = recognise(text)
+    if known is not None and (known[1] or _DEAD_BEHIND_FRONT.search(text)):
+        return known[0]
+    return None
 
 
 def recognise(text: str) -> tuple[Problem, bool] | None:

@@ -26,7 +26,7 @@ from fleet_agent.process import (
     wait_gone,
 )
 from fleet_agent.services.admission import Devices, listens
-from fleet_agent.services.causes import recognise
+from fleet_agent.services.causes import hopeless, recognise
 from fleet_agent.services.journal import ServiceJournal, ServiceRecord
 from fleet_agent.services.logs import ServiceLog
 from fleet_agent.services.model import (
@@ -311,6 +311,8 @@ class ManagedService:
         self._change(ProbeFailed())
         if self.state is ServiceState.STARTING:
             self._change(None, problem=Problem("not-ready", outcome.describe()))
+            if outcome.status is not None:
+                self._ending = hopeless(self._log_since_start())
         elif self.state is ServiceState.UNHEALTHY:
             problem = Problem("unhealthy", f"it was ready, now {outcome.describe()}", f"see: fleet logs {self.name}")
             self._change(None, problem=problem, persist=before is ServiceState.READY)
@@ -321,11 +323,8 @@ class ManagedService:
             what = f"port {self.record.spec.port} is answered by another process"
             self._change(ProbeFailed(), problem=Problem("port-taken", what, "deploy on another port: --port N"))
             return False
-        known = recognise(self._log_since_start())
-        if known is not None and known[1]:
-            self._ending = known[0]
-            return False
-        return True
+        self._ending = hopeless(self._log_since_start())
+        return self._ending is None
 
     def _stalled(self, meter: ProgressMeter, outcome: ProbeOutcome) -> bool:
         effort = measure(self.members(), self.log.size_bytes())

@@ -1,6 +1,8 @@
 """A host of its own for each test: layout, a stand-in engine, and nothing left running afterwards."""
 
+import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fleet_agent.layout import Layout
-from fleet_agent.process import ProcessIdentity, is_alive, send_signal, signal, tree_members
+from fleet_agent.process import ProcessIdentity, send_signal, tree_members
 from fleet_agent.services.managed import NAME_VARIABLE, name_marker
 from fleet_agent.services.model import ReadinessProbe, ServiceSpec, ToolReference
 
@@ -51,6 +53,47 @@ def layout(agent_environment: dict[str, str]) -> Iterator[Layout]:
 
 
 @pytest.fixture
+def llama_layout(layout: Layout, llama_cpp_bin: Path) -> Layout:
+    """The same host with the real llama.cpp adopted as an install."""
+    install = layout.engines_dir / LLAMA_KEY
+    (install / "bin").mkdir(parents=True)
+    (install / "bin" / "llama-server").symlink_to(llama_cpp_bin / "llama-server")
+    (install / "install.json").write_text(json.dumps({"adopted_path": str(llama_cpp_bin)}), encoding="utf-8")
+    return layout
+
+
+@pytest.fixture
+def llama_spec(free_port: int) -> Callable[[Path], ServiceSpec]:
+    """llama_spec(model) is a real llama-server with that GGUF."""
+
+    def make(model: Path, *more: str, name: str = "tiny") -> ServiceSpec:
+        return ServiceSpec(
+            name=name,
+            tool=ToolReference("bin/llama-server", LLAMA_KEY),
+            backend="llama.cpp",
+            model=str(model),
+            arguments=(
+                "-m",
+                str(model),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(free_port),
+                "-c",
+                "2048",
+                "-np",
+                "1",
+                *more,
+            ),
+            port=free_port,
+            readiness=ReadinessProbe("/health", start_limit_seconds=60.0, interval_seconds=0.2),
+            served_model_name=model.name,
+        )
+
+    return make
+
+
+@pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -73,11 +116,3 @@ def make_spec(free_port: int) -> MakeSpec:
         return ServiceSpec(name=name, port=port, **values)  # type: ignore[arg-type]
 
     return make
-
-
-def alive(pid: int) -> bool:
-    """Whether a process (no zombie) has this pid now."""
-    from fleet_agent.process import identity_of
-
-    identity = identity_of(pid)
-    return identity is not None and is_alive(identity)

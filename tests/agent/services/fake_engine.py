@@ -37,6 +37,7 @@ if arguments.stubborn_child:
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('set', flush=True); time.sleep(600)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout is not None
     child.stdout.readline()
     arguments.stubborn_child.write_text(str(child.pid))
 if arguments.exit is not None:

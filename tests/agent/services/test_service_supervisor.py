@@ -1,22 +1,20 @@
 """The supervisor with a real process under it: applied, crashed, adopted, replaced, stopped, refused."""
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fleet_agent.configuration import AgentConfiguration
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import ProcessIdentity, identity_of, spawn
+from fleet_agent.process import ProcessIdentity, forget, identity_of, spawn, wait_gone
 from fleet_agent.services import managed
 from fleet_agent.services.journal import ServiceJournal
 from fleet_agent.services.logs import LogLimits
@@ -25,71 +23,12 @@ from fleet_agent.services.model import (
     ReadinessProbe,
     ServiceSpec,
     ServiceState,
-    ServiceStatus,
     ToolReference,
 )
-from fleet_agent.services.supervisor import ServiceSupervisor, log_path
-from fleet_agent.services.transitions import RestartPolicy
+from fleet_agent.services.supervisor import log_path
+from support.service_host import PATIENT, QUICK, NoDevices, pid_of, ready_again, running, until
 
 MakeSpec = Callable[..., ServiceSpec]
-PATIENT = 30.0  # seconds; a hung test ends, no assertion is on speed
-QUICK = RestartPolicy(first_delay_seconds=0.05, longest_delay_seconds=0.2, stable_seconds=60.0, quick_exit_limit=3)
-
-
-class NoDevices:
-    """A host whose devices are what the test says."""
-
-    def __init__(self, strangers: Sequence[str] = (), free: int | None = None) -> None:
-        self.said, self.free = strangers, free
-
-    def strangers(self, gpu_indices: Sequence[int], own_pids: Collection[int]) -> Sequence[str]:
-        return self.said
-
-    def free_bytes(self, gpu_indices: Sequence[int]) -> int | None:
-        return self.free
-
-    def used_bytes(self, pids: Collection[int]) -> int | None:
-        return None
-
-
-@contextlib.asynccontextmanager
-async def running(
-    layout: Layout, devices: NoDevices | None = None, **options: object
-) -> AsyncIterator[ServiceSupervisor]:
-    supervisor = ServiceSupervisor(
-        layout,
-        AgentConfiguration(),
-        devices=devices or NoDevices(),
-        **{"policy": QUICK, **options},  # type: ignore[arg-type]
-    )
-    await supervisor.start()
-    try:
-        yield supervisor
-    finally:
-        await supervisor.close()
-
-
-async def until(
-    supervisor: ServiceSupervisor, accept: Callable[[ServiceStatus], bool] | ServiceState, name: str = "tiny"
-) -> ServiceStatus:
-    """The first status that is accepted."""
-
-    async def find() -> ServiceStatus:
-        async for status in supervisor.watch(name):
-            if status.state is accept if isinstance(accept, ServiceState) else accept(status):
-                return status
-        raise AssertionError("the service was removed")
-
-    return await asyncio.wait_for(find(), PATIENT)
-
-
-def ready_again(former: ServiceStatus) -> Callable[[ServiceStatus], bool]:
-    return lambda status: status.state is ServiceState.READY and status.process != former.process
-
-
-def pid_of(status: ServiceStatus) -> int:
-    assert status.process is not None
-    return status.process.pid
 
 
 async def test_apply_starts_it_and_says_what_runs(layout: Layout, make_spec: MakeSpec) -> None:
@@ -163,9 +102,12 @@ async def test_a_permanent_cause_is_not_tried_again(layout: Layout, make_spec: M
         assert len(starts.read_text().splitlines()) == 1
 
 
-async def test_a_front_that_answers_although_its_model_failed_is_not_ready(layout: Layout, make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize("more", [(), ("--loading-until", "/nowhere/never")], ids=["200", "503"])
+async def test_a_front_that_answers_although_its_model_failed_is_not_ready(
+    layout: Layout, make_spec: MakeSpec, more: tuple[str, ...]
+) -> None:
     async with running(layout) as supervisor:
-        await supervisor.apply(make_spec("--say", "ValueError: Model type qwexx not supported."))
+        await supervisor.apply(make_spec("--say", "ValueError: Model type qwexx not supported.", *more))
         failed = await until(supervisor, ServiceState.FAILED)
         assert failed.problem is not None and failed.problem.code == "unknown-architecture"
 
@@ -233,7 +175,7 @@ async def test_crash_between_intent_and_spawn_starts_it(
 
 
 async def _written_token(layout: Layout) -> None:
-    while not ServiceJournal(layout.services_dir).load()[0][0].token:
+    while not ServiceJournal(layout.services_dir).load()[0][0].token:  # noqa: ASYNC110  (a file's content)
         await asyncio.sleep(0.01)
 
 
@@ -242,8 +184,8 @@ async def test_reboot_everything_is_gone_and_comes_back(layout: Layout, make_spe
         await supervisor.apply(make_spec())
         first = await until(supervisor, ServiceState.READY)
     os.kill(pid_of(first), signal.SIGKILL)
-    os.waitpid(pid_of(first), 0)
-    managed.forget(first.process)  # type: ignore[arg-type]  # as a new agent: it was never its child
+    assert first.process is not None and await wait_gone(first.process, PATIENT)
+    forget(first.process)  # as a new agent: it was never its child
     async with running(layout) as supervisor:
         second = await until(supervisor, ready_again(first))
         assert second.restarts == 1
@@ -428,7 +370,7 @@ async def test_foreign_answer_on_the_port_is_not_taken_for_ready(layout: Layout,
             " def do_GET(self): self.send_response(200); self.end_headers()\n"
             f"h.HTTPServer(('127.0.0.1', {spec.port}), H).serve_forever()"
         )
-        stranger = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        stranger = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)  # noqa: ASYNC220
         try:
             status = await until(supervisor, lambda s: s.problem is not None and "another process" in s.problem.message)
             assert status.state is ServiceState.STARTING
@@ -490,7 +432,7 @@ async def test_log_is_rotated_while_the_server_writes_and_read_as_one(layout: La
 
 
 async def _rotated(layout: Layout) -> None:
-    while not log_path(layout, "tiny").with_name("service-tiny.log.1").exists():
+    while not log_path(layout, "tiny").with_name("service-tiny.log.1").exists():  # noqa: ASYNC110  (a file)
         await asyncio.sleep(0.01)
 
 
