@@ -16,7 +16,6 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from fleet_inventory.hosts import Host
 
 SSHD_SECONDS = 15.0
@@ -34,9 +34,10 @@ PREFIX_NAME = "flt"
 
 @dataclass(frozen=True)
 class HostOptions:
-    """`hide`: paths that the host does not have (a missing Python). `binds`: folder of this machine -> path there.
+    """What a host has of its own.
 
-    `home`: a home that several hosts share. `shell`: the user's login shell. `environment`: what a login has set.
+    hide: paths that it does not have (a missing Python); binds: folder of this machine -> path there; home: a home
+    that several hosts share; shell: the user's login shell; environment: what a login has set.
     """
 
     hide: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class HostOptions:
     user: str = ""
     shell: str = "/bin/sh"
     environment: Mapping[str, str] = field(default_factory=dict)
+    behind: str = ""  # another host of the fleet: only from there is this one reached
 
 
 @dataclass
@@ -79,7 +81,9 @@ class NamespaceFleet:
         self.authorized_keys = folder / "authorized_keys"
         self._users: list[str] = []
         self._bridge = f"{PREFIX_NAME}{self.id}"
-        self._network = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}"
+        self._network = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(128)}"
+        # The hosts behind jump hosts: on the same cable, but this machine has no address in their network.
+        self._inner_network = self._network.rpartition(".")[0] + f".{secrets.randbelow(128) + 128}"
 
     # -- building ---------------------------------------------------------------------------------------------
 
@@ -101,13 +105,18 @@ class NamespaceFleet:
 
     def _add_host(self, index: int, name: str, options: HostOptions) -> None:
         namespace, link = f"{self._bridge}-{name}", f"{PREFIX_NAME}{self.id}v{index}"
-        address = f"{self._network}.{10 + index}"
+        network = self._inner_network if options.behind else self._network
+        address = f"{network}.{10 + index}"
         run("ip", "netns", "add", namespace)
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         run("ip", "link", "set", link, "master", self._bridge, "up")
         run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
         run("ip", "-n", namespace, "link", "set", "eth0", "up")
         run("ip", "-n", namespace, "link", "set", "lo", "up")
+        if options.behind:
+            jump = self.hosts[options.behind]
+            inner = f"{self._inner_network}.{jump.address.rpartition('.')[2]}/24"
+            run("ip", "-n", jump.namespace, "address", "replace", inner, "dev", "eth0")
         user = options.user or f"{PREFIX_NAME}{self.id}u{index}"
         home = options.home or self.folder / "home" / name
         self._add_user(user, home, options.shell)
@@ -157,7 +166,7 @@ class NamespaceFleet:
     def _wait_for_port(self, host: NamespaceHost) -> None:
         deadline = time.monotonic() + SSHD_SECONDS
         while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection((host.address, 22), timeout=0.5):
+            if f"{host.address}:22" in run("ip", "netns", "exec", host.namespace, "ss", "-ltnH"):
                 return
             if host.sshd is not None and host.sshd.poll() is not None:
                 break

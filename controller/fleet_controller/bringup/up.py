@@ -26,7 +26,7 @@ from fleet_controller.transport.discovery import (
     place_variables,
     probe,
 )
-from fleet_controller.transport.errors import BringUpFailed, HostUnreachable, NoAgent, TransportError
+from fleet_controller.transport.errors import BringUpFailed, HostUnreachable, NoAgent, ProtocolSkew, TransportError
 from fleet_controller.transport.link import HostLink, exports
 from fleet_controller.transport.pool import AgentPool
 from fleet_inventory.hosts import Host
@@ -59,7 +59,9 @@ class _Up:
     async def run(self) -> None:
         self._say("connect", f"connecting to {self.host.address}")
         async with self.pool.link(self.host) as link:
-            release: Release = self.options.release or await asyncio.to_thread(agent_release)
+            release = self.options.release
+            if release is None:
+                release = await asyncio.to_thread(agent_release)
             self._say("detect", "looking at the host")
             platform = await probe(link, self.host)
             platform_words(platform)
@@ -85,7 +87,7 @@ class _Up:
         self.pool.remember(self.host, agent.socket_path)
         try:
             await self.pool.identity(self.host)
-        except (NoAgent, HostUnreachable):
+        except (NoAgent, HostUnreachable, ProtocolSkew):
             return False
         return True
 
@@ -122,7 +124,9 @@ class _Up:
             self._say("check", "waiting for the agent to answer")
             socket_path = str(installed.layout["socket_path"])
             identity = await self._await_agent(link, place.machine_dir, socket_path, previous)
-        except (BringUpFailed, NoAgent) as error:
+        except TransportError as error:
+            if link.closed:
+                raise
             raise await self._roll_back(link, place, release, previous, error) from None
         took = time.time() - started
         self._done(

@@ -158,7 +158,7 @@ class AgentPool:
     async def _ready_client(self, contact: _Contact) -> AgentClient:
         if contact.link and contact.link.closed:
             await _close_contact(contact)
-        if contact.link and contact.channel and contact.identity:
+        if contact.link and contact.channel and contact.identity and _is_warm(contact.channel):
             return _client(contact, contact.channel)
         link = await self._open_link(contact)
         try:
@@ -226,6 +226,11 @@ class AgentPool:
 def _client(contact: _Contact, channel: grpc.aio.Channel) -> AgentClient:
     link = contact.link
     return AgentClient(contact.host.name, channel, lambda: link is None or link.closed)
+
+
+def _is_warm(channel: grpc.aio.Channel) -> bool:
+    """A channel whose agent died is no longer ready, which costs nothing to ask."""
+    return channel.get_state() is grpc.ChannelConnectivity.READY
 
 
 async def _close_channel(contact: _Contact) -> None:
