@@ -88,8 +88,8 @@ def systemd_unit(place: AgentPlace) -> str:
 
 
 def _systemd_word(text: str) -> str:
-    """Quoted for a unit file, where `%` and, in command lines, `$` mean something (systemd.syntax(7))."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    """Quoted for Environment= and the program of ExecStart=, where `%` means something and `$` does not."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
 
 
