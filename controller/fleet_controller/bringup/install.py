@@ -64,7 +64,8 @@ class Push:
 def pack(files: Mapping[str, bytes], executable: tuple[str, ...] = ()) -> bytes:
     """A tar archive of small files, readable by their owner only."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    # GNU format: names of wheels can be longer than the 100 characters of the older one.
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o700 if name in executable else 0o600
