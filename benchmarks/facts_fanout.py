@@ -4,8 +4,10 @@
 
 One real sshd on the loopback serves every host alias; behind it are simulated agents (simulated_agents.py). So all
 handshakes of all hosts, both ends, the agents and the controller share the cores of this machine: a fleet whose hosts
-do their own half is faster. Resident: connections are open. Cold: a new pool logs in to every host. Cold process: the
-same with the start of the interpreter and every import. Budget on two cores, 100 hosts: 0.4 s resident, 1.6 s cold.
+do their own half is faster. Controller: `GetHosts` of a resident controller process, which asks each agent for facts
+and services. Resident: the transport alone, with open connections. Cold: a new pool logs in to every host. Cold
+process: the same with the start of the interpreter and every import. Budget on two cores, 100 hosts: 0.4 s resident,
+1.6 s cold.
 """
 
 import argparse
@@ -22,14 +24,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
 from benchmarks.measure import Samples, milliseconds, report, side_by_side, take, take_command
+from fleet_controller.service.client import open_stub
 from fleet_controller.transport.pool import SSH_HANDSHAKES_AT_ONCE, AgentPool
 from fleet_inventory.hosts import Host
+from fleet_proto.v1 import controller_pb2
 
 START_LIMIT_SECONDS = 60
+Found = dict[str, Samples]
 
 
 @dataclass(frozen=True)
@@ -181,40 +187,78 @@ async def child(kind: str, folder: str, count: int) -> None:
     await (cold_facts if kind == "fleet" else cold_asyncssh)(bench, hosts)
 
 
-SUBJECTS = (
-    "fleet facts, resident",
-    "asyncssh `true`, open connections",
-    "OpenSSH ControlMaster `true`",
-    "fleet facts, cold",
-    "asyncssh `true`, cold",
-    "OpenSSH `true`, cold",
-    "fleet facts, cold process",
-    "asyncssh `true`, cold process",
+@contextmanager
+def resident_controller(bench: Stage) -> Iterator[Path]:
+    """A controller process that knows all hosts; yields its socket."""
+    (bench.folder / "hosts.yaml").write_text("hosts:\n" + "".join(f"  {host.name}:\n" for host in bench.hosts))
+    places = {"FLEET_HOSTS": "hosts.yaml", "FLEET_STATE_DIR": "state", "FLEET_RUNTIME_DIR": "controller-run"}
+    environment = os.environ | {name: str(bench.folder / place) for name, place in places.items()}
+    bench.pool()  # leaves on disk where the agents listen
+    command = [sys.executable, "-m", "fleet_controller.cli", "controller"]
+    subprocess.run([*command, "start"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield bench.folder / "state" / "controller.sock"
+    finally:
+        subprocess.run([*command, "stop"], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+async def hosts_through(stub: Any, hosts: tuple[Host, ...]) -> None:
+    request = controller_pb2.GetHostsRequest(pattern=",".join(host.name for host in hosts), refresh=True)
+    reports = [report async for report in stub.GetHosts(request)]
+    down = [report.problem.message for report in reports if report.connection != controller_pb2.HOST_CONNECTION_UP]
+    if down or len(reports) != len(hosts):
+        raise SystemExit(f"{len(reports)} of {len(hosts)} hosts reported; {down[:1]}")
+
+
+CONTROLLER = "fleet controller's GetHosts, resident"
+RESIDENT, SSH_OPEN, MASTERS = "fleet facts, resident", "asyncssh `true`, open connections", "ControlMaster `true`"
+COLD, SSH_COLD, OPENSSH_COLD = "fleet facts, cold", "asyncssh `true`, cold", "OpenSSH `true`, cold"
+PROCESS, SSH_PROCESS = "fleet facts, cold process", "asyncssh `true`, cold process"
+SUBJECTS = (CONTROLLER, RESIDENT, SSH_OPEN, MASTERS, COLD, SSH_COLD, OPENSSH_COLD, PROCESS, SSH_PROCESS)
+RATIOS = (
+    ("controller / asyncssh, open", CONTROLLER, SSH_OPEN),
+    ("controller / ControlMaster", CONTROLLER, MASTERS),
+    ("facts / asyncssh, open", RESIDENT, SSH_OPEN),
+    ("facts / ControlMaster", RESIDENT, MASTERS),
+    ("facts / asyncssh, cold", COLD, SSH_COLD),
+    ("facts / OpenSSH, cold", COLD, OPENSSH_COLD),
+    ("facts / asyncssh, cold process", PROCESS, SSH_PROCESS),
 )
 
 
-async def measure(bench: Stage, count: int, rounds: int) -> list[Samples]:
-    hosts = bench.hosts[:count]
-    subjects = [Samples(name) for name in SUBJECTS]
-    resident, masters, cold, cold_ssh, cold_openssh = subjects[0], subjects[2], subjects[3], subjects[4], subjects[5]
+async def measure_open(bench: Stage, socket_path: Path, hosts: tuple[Host, ...], found: Found, rounds: int) -> None:
+    """Everything whose connections are open before the first round."""
     pool = bench.pool()
-    await facts_of_all(pool, hosts)
     connections = [await asyncssh_connect(bench, host) for host in hosts]
-    for _ in range(rounds):
-        await take(resident, lambda: facts_of_all(pool, hosts))
-        await take(subjects[1], lambda: asyncio.gather(*(asyncssh_true(connection) for connection in connections)))
-        await take(masters, lambda: openssh(bench, hosts))
+    async with open_stub(socket_path) as stub:
+        await hosts_through(stub, hosts)
+        await facts_of_all(pool, hosts)
+        for _ in range(rounds):
+            await take(found[CONTROLLER], lambda: hosts_through(stub, hosts))
+            await take(found[RESIDENT], lambda: facts_of_all(pool, hosts))
+            await take(found[SSH_OPEN], lambda: asyncio.gather(*(asyncssh_true(open_) for open_ in connections)))
+            await take(found[MASTERS], lambda: openssh(bench, hosts))
     for connection in connections:
         connection.close()
         await connection.wait_closed()
     await pool.close()
+
+
+async def measure_cold(bench: Stage, hosts: tuple[Host, ...], found: Found, rounds: int) -> None:
+    """Everything that logs in anew each time."""
     for _ in range(rounds):
-        await take(cold, lambda: cold_facts(bench, hosts))
-        await take(cold_ssh, lambda: cold_asyncssh(bench, hosts))
-        await take(cold_openssh, lambda: openssh(bench, hosts, "-S", "none"))
-        take_command(subjects[6], child_argv("fleet", bench, count))
-        take_command(subjects[7], child_argv("asyncssh", bench, count))
-    return subjects
+        await take(found[COLD], lambda: cold_facts(bench, hosts))
+        await take(found[SSH_COLD], lambda: cold_asyncssh(bench, hosts))
+        await take(found[OPENSSH_COLD], lambda: openssh(bench, hosts, "-S", "none"))
+        take_command(found[PROCESS], child_argv("fleet", bench, len(hosts)))
+        take_command(found[SSH_PROCESS], child_argv("asyncssh", bench, len(hosts)))
+
+
+async def measure(bench: Stage, socket_path: Path, count: int, rounds: int) -> Found:
+    found = {name: Samples(name) for name in SUBJECTS}
+    await measure_open(bench, socket_path, bench.hosts[:count], found, rounds)
+    await measure_cold(bench, bench.hosts[:count], found, rounds)
+    return found
 
 
 def main() -> None:
@@ -230,32 +274,29 @@ def main() -> None:
         (bench.folder / "kh").write_text((bench.folder / "known_hosts").read_text().replace("bench ", "* "))
         control_masters(bench, "open")
         try:
-            found = {count: asyncio.run(measure(bench, count, arguments.rounds)) for count in counts}
+            with resident_controller(bench) as socket_path:
+                found = {count: asyncio.run(measure(bench, socket_path, count, arguments.rounds)) for count in counts}
         finally:
             control_masters(bench, "exit")
         show(found, bench.facts_bytes)
 
 
-def show(found: dict[int, list[Samples]], facts_bytes: int) -> None:
+def show(found: dict[int, Found], facts_bytes: int) -> None:
     counts = list(found)
-    rows = [
-        [name, *(milliseconds(found[count][index].wall) for count in counts)] for index, name in enumerate(SUBJECTS)
-    ]
-    ratios = {"resident / asyncssh": (0, 1), "resident / ControlMaster": (0, 2), "cold / asyncssh": (3, 4),
-              "cold / OpenSSH": (3, 5), "cold process / asyncssh": (6, 7)}  # fmt: skip
-    table = {
+    rows = [[name, *(milliseconds(found[count][name].wall) for count in counts)] for name in SUBJECTS]
+    ratios = {
         name: {count: round(found[count][over].wall / found[count][under].wall, 3) for count in counts}
-        for name, (over, under) in ratios.items()
+        for name, over, under in RATIOS
     }
-    rows += [[f"ratio {name}", *(f"{values[count]:.2f}" for count in counts)] for name, values in table.items()]
+    rows += [[f"**{name}**", *(f"{values[count]:.2f}" for count in counts)] for name, values in ratios.items()]
     report(
         "Facts of N simulated hosts against SSH doing `true`",
         ["median wall time", *(f"{count} host{'s' if count > 1 else ''}" for count in counts)],
         rows,
         {
             "facts_message_bytes": facts_bytes,
-            "samples": {count: [samples.as_json() for samples in found[count]] for count in counts},
-            "ratios": table,
+            "samples": {count: [samples.as_json() for samples in found[count].values()] for count in counts},
+            "ratios": ratios,
             "budget_100_hosts_seconds": {"resident": 0.4, "cold": 1.6},
         },
     )

@@ -19,6 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 
+LOAD_BEFORE = round(os.getloadavg()[0], 2)
+
+
 @dataclass
 class Samples:
     """Seconds of one subject: wall time, and CPU time of its processes where that was taken."""
@@ -93,7 +96,8 @@ def surroundings() -> dict[str, object]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "cpu_count": os.cpu_count(),
-        "load_average_1m": round(os.getloadavg()[0], 2),
+        "load_average_1m_before": LOAD_BEFORE,
+        "load_average_1m_after": round(os.getloadavg()[0], 2),
         "platform": platform.platform(),
         "python": platform.python_version(),
     }

@@ -1,6 +1,7 @@
 """Many simulated agents in one process, for facts_fanout.py: python -m benchmarks.simulated_agents FOLDER COUNT
 
-Each listens on FOLDER/NNN.sock and answers Handshake and GetFacts with what this machine's real probes said once.
+Each listens on FOLDER/NNN.sock and answers Handshake, GetFacts (what this machine's real probes said once) and
+ListServices (none).
 They share a process, so what a hundred of them cost the machine is less than a hundred real agents would.
 """
 
@@ -18,7 +19,7 @@ from fleet_agent.probes import PROBES
 from fleet_agent.probes.model import ProbeContext
 from fleet_agent.probes.runner import ProbeRunner
 from fleet_agent.server.facts import facts_message
-from fleet_proto.v1 import common_pb2, hosts_pb2
+from fleet_proto.v1 import common_pb2, hosts_pb2, services_pb2
 
 
 class SimulatedAgent:
@@ -40,9 +41,14 @@ class SimulatedAgent:
     async def GetFacts(self, request: hosts_pb2.GetFactsRequest, context: Any) -> hosts_pb2.HostFacts:
         return self._facts
 
+    async def ListServices(
+        self, request: services_pb2.ListServicesRequest, context: Any
+    ) -> services_pb2.ListServicesReply:
+        return services_pb2.ListServicesReply()
+
 
 def handlers(agent: SimulatedAgent) -> Any:
-    """The two simulated calls; gRPC answers UNIMPLEMENTED to all others."""
+    """The simulated calls; gRPC answers UNIMPLEMENTED to all others."""
     return grpc.method_handlers_generic_handler(
         "fleet.v1.Agent",
         {
@@ -50,6 +56,11 @@ def handlers(agent: SimulatedAgent) -> Any:
                 agent.Handshake,
                 common_pb2.HandshakeRequest.FromString,
                 common_pb2.HandshakeReply.SerializeToString,
+            ),
+            "ListServices": grpc.unary_unary_rpc_method_handler(
+                agent.ListServices,
+                services_pb2.ListServicesRequest.FromString,
+                services_pb2.ListServicesReply.SerializeToString,
             ),
             "GetFacts": grpc.unary_unary_rpc_method_handler(
                 agent.GetFacts, hosts_pb2.GetFactsRequest.FromString, hosts_pb2.HostFacts.SerializeToString

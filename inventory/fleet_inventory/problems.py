@@ -16,7 +16,7 @@ def near(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     by_lower = {candidate.lower(): candidate for candidate in known}
     if name.lower() in by_lower:
         return [by_lower[name.lower()]]
-    found = difflib.get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.6)
+    found = difflib.get_close_matches(name.lower(), list(by_lower), n=limit, cutoff=0.55)
     return [by_lower[lower] for lower in found]
 
 
