@@ -190,8 +190,11 @@ class LlamaCpp:
 
     def parse_version(self, output: str) -> str | None:
         """From `llama-server --version`: "version: 8396 (054d8b0f2)", or "version: 0.6.0-dev (build 11434, ...)"."""
-        found = re.search(r"^version:\s*(?:\S+ \(build )?(\d+)\b(?!\.)", output, re.MULTILINE)
-        return f"b{found[1]}" if found else None
+        found = re.search(r"^version:\s*(?:(\d+) \(|(\S+)(?: \(build (\d+))?)", output, re.MULTILINE)
+        if found is None:
+            return None
+        build = found[1] or found[3]
+        return f"b{build}" if build and build != "0" else found[2]
 
     def bench_step(self, installation: Installation, model_path: str, options: BenchOptions) -> Step:
         arguments = ["-p", str(options.prompt_tokens), "-n", str(options.generation_tokens)]

@@ -4,6 +4,7 @@ A header ends before the tensors' data; with a large vocabulary it is some 10 MB
 piece and parsed again until it is whole.
 """
 
+import re
 import struct
 import urllib.error
 import urllib.request
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from fleet_controller.hub.errors import GgufError, HubUnreachableError
+from fleet_controller.hub.errors import GgufError, HubUnreachableError, RepositoryGatedError
 from fleet_controller.planning.shape import ModelShape
 
 MAGIC = b"GGUF"
@@ -188,15 +189,19 @@ def _read_growing(file: BinaryIO, size: int) -> GgufHeader:
 
 
 def read_url(url: str, token: str | None = None, timeout_seconds: float = 20.0) -> GgufHeader:
-    """The header of a file on a hub, by HTTP Range (blocking). Raises GgufError, HubUnreachableError."""
+    """The header of a file on a hub, by HTTP Range (blocking).
+
+    Raises GgufError, HubUnreachableError, RepositoryGatedError.
+    """
     data = b""
     while True:
-        piece = _fetch(url, token, len(data), max(_FIRST_PIECE_BYTES, len(data)), timeout_seconds)
+        wanted = max(_FIRST_PIECE_BYTES, len(data))
+        piece = _fetch(url, token, len(data), wanted, timeout_seconds)
         data += piece
         try:
             return _parse(_Reader(data))
         except _NeedMoreError as error:
-            if not piece or len(data) >= _LARGEST_HEADER_BYTES:
+            if len(piece) < wanted or len(data) >= _LARGEST_HEADER_BYTES:
                 raise GgufError(f"{url} is cut off after {len(data)} bytes", "choose another file") from error
 
 
@@ -208,13 +213,18 @@ def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: 
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
-            if answer.status == 200 and start:
-                answer.read(start)  # a server that ignores Range starts at the beginning
+            given = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
+            answer.read(start - int(given[1] if given else 0))  # a server that ignores Range starts at the beginning
             body: bytes = answer.read(size)
             return body
     except urllib.error.HTTPError as error:
         if error.code == 416:
             return b""
+        if error.code in (401, 403):
+            remedy = "accept its terms on the hub, then log in with a token (`hf auth login`, or HF_TOKEN_PATH)"
+            raise RepositoryGatedError(
+                f"{url} answered {error.code}: it wants a token that may read it", remedy
+            ) from error
         raise HubUnreachableError(f"{url} answered {error.code} {error.reason}", "try again later") from error
     except OSError as error:
         raise HubUnreachableError(f"{url} cannot be read: {error}", "check the network, or set HF_ENDPOINT") from error

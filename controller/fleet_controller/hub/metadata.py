@@ -21,13 +21,17 @@ _SHOWN_FILES = 12
 
 
 class HubSnapshot(Frozen):
-    """One repository at one commit. Each file has its size and either sha256 (LFS) or git_blob_id."""
+    """One repository at one commit. Each file has its size and either sha256 (LFS) or git_blob_id.
+
+    Of a `gated` repository anybody may see this much; the files want a token.
+    """
 
     repository: str
     revision: str
     commit: str
     endpoint: str = ""
     files: tuple[ArtifactFile, ...] = ()
+    gated: bool = False
 
     def select(self, patterns: Sequence[str]) -> tuple[ArtifactFile, ...]:
         """Files that match any pattern (`*` matches anything, slashes too); none given: all but git's own.
@@ -104,6 +108,7 @@ def list_repository(
         commit=info.sha,
         endpoint="" if used == DEFAULT_ENDPOINT else used,
         files=tuple(sorted(files, key=lambda file: file.path)),
+        gated=bool(info.gated),
     )
 
 

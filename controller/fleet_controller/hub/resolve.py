@@ -99,6 +99,7 @@ def _of_catalog(model: Model, quantization: str, formats: tuple[str, ...], liste
         shape=catalog_shape(model.architecture, model.max_context),
         artifacts=tuple(artifacts),
         overrides=tuple((name, _overrides(model, name)) for name in BACKENDS),
+        warnings=_gated_warnings({artifact.repository for artifact in artifacts}, lister),
     )
 
 
@@ -128,6 +129,14 @@ def _artifact(
         files=files,
         weights_bytes=sum(file.size_bytes for file in files if file.path.endswith((".gguf", ".safetensors"))),
         shape=shape,
+    )
+
+
+def _gated_warnings(repositories: set[str], lister: Lister) -> tuple[str, ...]:
+    gated = sorted(repository for repository in repositories if lister(repository).gated)
+    return tuple(
+        f"{name} is gated: the host needs a token that may read it (`hf auth login` there, or HF_TOKEN_PATH)"
+        for name in gated
     )
 
 
@@ -195,7 +204,7 @@ def _of_repository(repository: str, lister: Lister, token: str | None) -> Resolv
         max_context=shape.context_length if shape else None,
         shape=shape,
         artifacts=artifacts,
-        warnings=(warning,) if warning else (),
+        warnings=(*_gated_warnings({repository}, lister), *((warning,) if warning else ())),
     )
 
 
