@@ -61,7 +61,7 @@ class HostPlan(Frozen):
 class DeployRequest(Frozen):
     """What a user asked for. Empty strings and None mean: choose for me."""
 
-    model: str
+    model: str = ""
     pattern: str = ""
     backend: str = ""
     quantization: str = ""
