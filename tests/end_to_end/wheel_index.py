@@ -1,0 +1,141 @@
+"""A package index over a folder of wheels (PEP 503), for hosts that reach no other; it can hold an answer back."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+
+def wheels_of(requirements: tuple[str, ...], name: str) -> Path:
+    """A folder with the wheels of these requirements for the hosts' Python, fetched once from this machine's index."""
+    base = Path(os.environ.get("FLEET_CI_CACHE") or Path("~/.cache/fleet-ci").expanduser())
+    folder = base / "engine-wheels" / name
+    if not (folder / "complete").exists():
+        draft = folder.with_name(f"{name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        command = [*_pip(), "download", "--quiet", "--only-binary", ":all:", "-d", str(draft), *requirements]
+        subprocess.run(command, check=True)
+        (draft / "complete").touch()
+        if folder.exists():
+            shutil.rmtree(draft)
+        else:
+            draft.rename(folder)
+    return folder
+
+
+def _pip() -> list[str]:
+    found = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
+    for python in (sys.executable, found, shutil.which("python3")):
+        if python and subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
+            return [python, "-m", "pip"]
+    return ["uv", "tool", "run", "pip"]
+
+
+class WheelIndex:
+    """Serves <url>/simple/<project>/ and the wheels. `requests` lists the paths asked for, in order."""
+
+    def __init__(self, folder: Path, host: str) -> None:
+        self.folder = folder
+        self.requests: list[str] = []
+        self.changed = threading.Condition()
+        self._held = ""
+        self._server = ThreadingHTTPServer((host, 0), _handler(self))
+        self._server.daemon_threads = True
+        self.url = f"http://{host}:{self._server.server_port}/simple"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> WheelIndex:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def hold(self, project: str) -> None:
+        """The page of this project is not answered until release()."""
+        with self.changed:
+            self._held = project
+
+    def release(self) -> None:
+        with self.changed:
+            self._held = ""
+            self.changed.notify_all()
+
+    def asked(self, project: str) -> int:
+        with self.changed:
+            return self.requests.count(f"/simple/{project}/")
+
+    def wait_until_asked(self, project: str, times: int, seconds: float = 60.0) -> None:
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.requests.count(f"/simple/{project}/") >= times, seconds):
+                raise TimeoutError(f"{project} was not asked for {times} times in {seconds:g} s: {self.requests}")
+
+    def await_turn(self, path: str) -> None:
+        with self.changed:
+            self.requests.append(path)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: not self._held or path != f"/simple/{self._held}/")
+
+    def page(self, project: str) -> bytes | None:
+        names = [path.name for path in sorted(self.folder.glob("*.whl")) if _project_of(path.name) == project]
+        links = [f'<a href="/files/{html.escape(name)}">{html.escape(name)}</a>' for name in names]
+        return f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode() if names else None
+
+
+def _project_of(wheel: str) -> str:
+    return re.sub(r"[-_.]+", "-", wheel.split("-")[0]).lower()
+
+
+def _handler(index: WheelIndex) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except (OSError, ValueError):  # the client was killed
+                self.close_connection = True
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(self.path)
+            index.await_turn(path)
+            file = index.folder / path.rpartition("/")[2]
+            if path.startswith("/simple/"):
+                self._answer(index.page(path.split("/")[2]), "text/html")
+            elif path.startswith("/files/") and file.is_file():
+                self._answer(file.read_bytes(), "application/octet-stream")
+            else:
+                self._answer(None, "")
+
+        def _answer(self, body: bytes | None, kind: str) -> None:
+            self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Type", kind or "text/plain")
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body or b"")
+
+    return Handler
