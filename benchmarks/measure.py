@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-
 LOAD_BEFORE = round(os.getloadavg()[0], 2)
 
 
