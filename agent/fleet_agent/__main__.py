@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from fleet_agent.problem import ProblemError
 
 _USAGE = "usage: python -m fleet_agent serve | run-job FOLDER | layout | version"
+_EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_REFUSED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 well, 2 wrong usage, 3 refused (the reason is on stderr)."""
+    """Runs one command; the exit code: 0 well, 1 failed, 2 wrong usage, 3 refused. The reason is on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if tuple(arguments) == ("serve",):
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.remedy:
             print(f"  what to do: {error.remedy}", file=sys.stderr)
         return _EXIT_REFUSED
+    except OSError as error:  # a full or read-only disk, mostly; serve has put the traceback into its log
+        print(f"fleet-agent: {error}", file=sys.stderr)
+        return _EXIT_FAILED
     print(_USAGE, file=sys.stderr)
     return _EXIT_USAGE
 

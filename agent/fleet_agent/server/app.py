@@ -23,7 +23,6 @@ from fleet_agent.layout import Layout, LayoutError
 from fleet_agent.probes import PROBES
 from fleet_agent.probes.model import Probe, ProbeContext
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import tree_members
 from fleet_agent.server.facts import FactsCalls
 from fleet_agent.server.problems import ProblemInterceptor
 from fleet_agent.version import software_version
@@ -181,7 +180,8 @@ async def _serve(layout: Layout, configuration: AgentConfiguration, probes: Sequ
         _bind(server, layout.socket_path)
         await server.start()
         _log.info("agent %s serves on %s as pid %d", software_version(), layout.socket_path, os.getpid())
-        print(f"fleet-agent: serving on {layout.socket_path}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # whoever started us may have hung up already
+            print(f"fleet-agent: serving on {layout.socket_path}", file=sys.stderr, flush=True)
         await stop.wait()
         _log.info("shutting down; services and jobs go on")
         await server.stop(_CALLS_GRACE_SECONDS)
@@ -199,19 +199,17 @@ async def _parts(
 
     jobs = JobSupervisor(layout)
     services = ServiceSupervisor(layout, configuration)
-    context = ProbeContext(layout, configuration, own_pids=lambda: _pids_of(jobs, services))
+    facts = FactsCalls(
+        ProbeContext(layout, configuration),
+        probes,
+        own_processes=lambda: (*jobs.active_identities(), *services.active_identities()),
+    )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(jobs.close)
         await jobs.start()
         stack.push_async_callback(services.close)
         await services.start()
-        yield CoreCalls(layout, stop), FactsCalls(context, probes), JobCalls(jobs), ServiceCalls(services)
-
-
-def _pids_of(*supervisors: Any) -> frozenset[int]:
-    """Every process of our jobs and services, with their whole trees."""
-    roots = [root for supervisor in supervisors for root in supervisor.active_identities()]
-    return frozenset(member.pid for root in roots for member in tree_members(root))
+        yield CoreCalls(layout, stop), facts, JobCalls(jobs), ServiceCalls(services)
 
 
 def _bind(server: Any, path: Path) -> None:

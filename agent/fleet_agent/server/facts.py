@@ -3,7 +3,7 @@
 import dataclasses
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleet_agent.layout import Layout
@@ -11,6 +11,7 @@ from fleet_agent.probes import PROBES
 from fleet_agent.probes.model import NvidiaFacts, Outcome, Probe, ProbeContext, ProbeResult
 from fleet_agent.probes.runner import ProbeRunner
 from fleet_agent.problem import ProblemError
+from fleet_agent.process import ProcessIdentity, tree_members
 from fleet_proto.v1 import hosts_pb2
 
 _OUTCOMES = {
@@ -22,11 +23,17 @@ _OUTCOMES = {
 
 
 class FactsCalls:
-    """The calls about the host itself."""
+    """The calls about the host itself. own_processes tells the roots of our services' and jobs' process trees."""
 
-    def __init__(self, context: ProbeContext, probes: Sequence[Probe] = PROBES) -> None:
+    def __init__(
+        self,
+        context: ProbeContext,
+        probes: Sequence[Probe] = PROBES,
+        own_processes: Callable[[], Sequence[ProcessIdentity]] = tuple,
+    ) -> None:
         self._context = context
         self._probes = {probe.name: probe for probe in probes}
+        self._own_processes = own_processes
         self._runner = ProbeRunner()
 
     async def GetFacts(self, request: hosts_pb2.GetFactsRequest, context: Any) -> hosts_pb2.HostFacts:
@@ -36,8 +43,14 @@ class FactsCalls:
                 known = ", ".join(self._probes)
                 raise ProblemError("unknown-probe", f"no probe {name!r}", f"known are {known}", "INVALID_ARGUMENT")
         chosen = [probe for name, probe in self._probes.items() if name in wanted]
-        results = await self._runner.run(chosen, self._context)
+        roots = self._own_processes()  # asked here, on the loop that owns the supervisors; the trees in the thread
+        probe_context = dataclasses.replace(self._context, own_pids=lambda: _pids_of(roots))
+        results = await self._runner.run(chosen, probe_context)
         return facts_message(self._context.layout, results)
+
+
+def _pids_of(roots: Sequence[ProcessIdentity]) -> frozenset[int]:
+    return frozenset(member.pid for root in roots for member in tree_members(root))
 
 
 def facts_message(layout: Layout, results: Sequence[ProbeResult]) -> hosts_pb2.HostFacts:

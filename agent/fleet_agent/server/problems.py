@@ -1,8 +1,9 @@
 """Refusals and failures on the wire: a status, one line, and a serialized Problem in the trailing metadata."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -67,12 +68,13 @@ def _guard_unary(method: str, call: Callable[[Any, Any], Awaitable[Any]]) -> Cal
 
 
 def _guard_stream(
-    method: str, call: Callable[[Any, Any], AsyncIterator[Any]]
+    method: str, call: Callable[[Any, Any], AsyncGenerator[Any, None]]
 ) -> Callable[[Any, Any], AsyncIterator[Any]]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for message in call(request, context):
-                yield message
+            async with contextlib.aclosing(call(request, context)) as messages:  # a caller who leaves ends it at once
+                async for message in messages:
+                    yield message
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:

@@ -15,6 +15,7 @@ import pytest
 
 import fleet_proto
 from fleet_agent.process import ProcessIdentity, identity_of, is_alive, terminate_tree, wait_gone
+from fleet_agent.server.app import Servicer
 from fleet_proto.v1 import agent_pb2, common_pb2, hosts_pb2, jobs_pb2, services_pb2
 from support.agent_process import agent_environment, running_agent, short_folder
 
@@ -357,6 +358,11 @@ sys.exit(f"loaded: {found}" if found else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_call_without_a_part_that_serves_it_stops_the_start() -> None:
+    with pytest.raises(TypeError, match="no part serves Handshake"):
+        Servicer(object())
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve", "now"], ["run-job"], ["dance"]])
