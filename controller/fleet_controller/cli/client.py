@@ -1,6 +1,7 @@
 """The CLI's way to the controller: the resident one where it runs, else the same service inside this process."""
 
 import asyncio
+import logging
 import shlex
 import shutil
 import sys
@@ -49,6 +50,7 @@ def typed_command() -> str:
 
 def call(work: Coroutine[Any, Any, Answer], when_interrupted: str = "") -> Answer:
     """Run one command's coroutine. Ctrl-C ends it; with `when_interrupted`, the command that comes back is named."""
+    logging.lastResort = None  # what libraries log is not for the user of a command
     try:
         return asyncio.run(_translated(work))
     except KeyboardInterrupt:

@@ -53,19 +53,16 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
         )
     hosts = context.select(request.pattern)
     request = named(request)
-    endpoints = {_endpoint(host): host for host in hosts}
-    resolving = {endpoint: asyncio.create_task(resolve_for(request, endpoint)) for endpoint in endpoints}
-    states = asyncio.gather(*(gather_state(context, host) for host in hosts))
-    try:
-        found = await asyncio.gather(*resolving.values(), return_exceptions=True)
-        models = dict(zip(resolving, found, strict=True))
-        _raise_where_nothing_resolves(models)
-        planned = [
-            _plan_of(host, state, request, models[_endpoint(host)])
-            for host, state in zip(hosts, await states, strict=True)
-        ]
-    finally:
-        states.cancel()
+    endpoints = list(dict.fromkeys(_endpoint(host) for host in hosts))
+    found, states = await asyncio.gather(
+        asyncio.gather(*(resolve_for(request, endpoint) for endpoint in endpoints), return_exceptions=True),
+        asyncio.gather(*(gather_state(context, host) for host in hosts)),
+    )
+    models = dict(zip(endpoints, found, strict=True))
+    _raise_where_nothing_resolves(models)
+    planned = [
+        _plan_of(host, state, request, models[_endpoint(host)]) for host, state in zip(hosts, states, strict=True)
+    ]
     body = "".join(host.model_dump_json() for host in planned)
     plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]
     plan = StoredPlan(plan_id=plan_id, request=request, hosts=tuple(planned))
