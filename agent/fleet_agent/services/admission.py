@@ -136,10 +136,11 @@ def check_devices(spec: ServiceSpec, devices: Devices, own_pids: Collection[int]
         )
 
 
-def check_memory(spec: ServiceSpec, devices: Devices, released_bytes: int) -> None:
+def check_memory(spec: ServiceSpec, devices: Devices, margin_bytes: int) -> None:
     """Raises ProblemError "memory-short" where less is free than the plan promised.
 
-    released_bytes: what the service's own former process still holds and will give back. Without devices named, a
+    margin_bytes goes on top of what the device says: what the service's own former process will give back, less what
+    other services were promised and have not taken yet. Without devices named, a
     server may use the host's memory and every device, so the two together must hold it.
     """
     if not spec.promised_memory_bytes:
@@ -149,13 +150,13 @@ def check_memory(spec: ServiceSpec, devices: Devices, released_bytes: int) -> No
         import psutil
 
         free = (free or 0) + int(psutil.virtual_memory().available)
-    if free is None or free + released_bytes >= spec.promised_memory_bytes:
+    if free is None or free + margin_bytes >= spec.promised_memory_bytes:
         return
     where = f"GPU {', '.join(str(i) for i in spec.gpu_indices)}" if spec.gpu_indices else "this host"
     raise ProblemError(
         "memory-short",
         f"{spec.name} was promised {_gigabytes(spec.promised_memory_bytes)}, but {where} has only "
-        f"{_gigabytes(free + released_bytes)} free now",
+        f"{_gigabytes(max(free + margin_bytes, 0))} free now",
         "free memory there, or deploy with a smaller --context or quantization",
     )
 

@@ -4,7 +4,8 @@ Each entry is held by a captured text in tests/agent/services/texts/ or by the e
 """
 
 import re
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 
 from fleet_agent.services.model import Problem
 
@@ -23,6 +24,8 @@ class Cause:
 def _cause(pattern: str, code: str, message: str, remedy: str, permanent: bool = False) -> Cause:
     return Cause(re.compile(pattern, re.IGNORECASE), code, message, remedy, permanent)
 
+
+_LAST_WORDS_LINES = 12
 
 # The first that matches wins: the specific before the general.
 CAUSES = (
@@ -116,3 +119,27 @@ def recognise(text: str) -> tuple[Problem, bool] | None:
             message = f"{cause.message}: {detail.strip()}" if detail else cause.message
             return Problem(cause.code, message, cause.remedy), cause.permanent
     return None
+
+
+def exit_problem(service: str, code: int | None, text: str) -> Problem:
+    """How a server ended and why, from its exit code (None: not known) and its log since the start."""
+    how = _describe_exit(code)
+    known = recognise(text)
+    if known is not None:
+        return replace(known[0], message=f"{how}: {known[0].message}")
+    said = "\n".join([line for line in text.splitlines() if not line.startswith("[fleet] ")][-_LAST_WORDS_LINES:])
+    message = f"{how}; its last words:\n{said}" if said else f"{how} and said nothing"
+    return Problem("exited", message, f"read its log: fleet logs {service}")
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "it ended"
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (killed from outside, or by the kernel for want of memory)" if -code == signal.SIGKILL else ""
+    return f"it was ended by {name}{hint}"

@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import os
 import secrets
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,19 +13,18 @@ from typing import Any
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import (
     ProcessIdentity,
-    descendants,
     exit_code,
     forget,
     is_alive,
     resident_bytes,
-    spawn,
     terminate_tree,
     tree_members,
     wait_gone,
 )
 from fleet_agent.services.admission import Devices, listens
-from fleet_agent.services.causes import hopeless, recognise
+from fleet_agent.services.causes import exit_problem, hopeless, recognise
 from fleet_agent.services.journal import ServiceJournal, ServiceRecord
+from fleet_agent.services.launch import NOBODY, TOKEN_VARIABLE, Launch, find_by_marker, spawn_marked
 from fleet_agent.services.logs import ServiceLog
 from fleet_agent.services.model import (
     DEFAULT_INTERVAL_SECONDS,
@@ -44,7 +41,6 @@ from fleet_agent.services.transitions import (
     Condition,
     Event,
     Exited,
-    Lost,
     ProbeFailed,
     ProbeSucceeded,
     Refused,
@@ -55,24 +51,13 @@ from fleet_agent.services.transitions import (
     advance,
 )
 
-TOKEN_VARIABLE = "FLEET_SERVICE_TOKEN"
-NAME_VARIABLE = "FLEET_SERVICE"
 DEFAULT_GRACE_SECONDS = 20.0
-_LOG_TAIL_LINES = 12
 _CAUSE_LINES = 200
 _FIRST_POLL_SECONDS = 0.05
 _LONGEST_POLL_SECONDS = 1.0
 _DOUBT_POLL_SECONDS = 2.0  # after a failed probe, so that "unhealthy" is not three long intervals late
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What will be started."""
-
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -138,8 +123,7 @@ class ManagedService:
 
     def request(self, spec: ServiceSpec) -> None:
         """Makes this the desired state and starts it. The former process must be gone. Raises OSError (journal)."""
-        restarts = self.record.condition.restarts if spec.digest() == self.record.spec.digest() else 0
-        condition = Condition(ServiceState.STARTING, restarts=restarts)
+        condition = Condition(ServiceState.STARTING)
         record = ServiceRecord(spec, DesiredState.RUNNING, condition)
         self._context.journal.write(record)
         self.record = record
@@ -159,7 +143,11 @@ class ManagedService:
     async def stop(self, grace_seconds: float) -> None:
         """The desired state first, so that a crash in between still ends it. Blocks until the tree is gone."""
         self._change(None, desired=DesiredState.STOPPED, persist=True)
-        await self.halt(grace_seconds)
+        try:
+            await self.halt(grace_seconds)
+        except ProblemError as error:
+            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            raise
 
     async def release(self) -> None:
         """Stops watching; the server goes on."""
@@ -249,7 +237,7 @@ class ManagedService:
             self._context.journal.write(self.record)
             self.log.rotate_if_large()
             self.log.note(f"{datetime.now().astimezone().isoformat(timespec='seconds')} start: {' '.join(launch.argv)}")
-            process = self._spawn(launch, token)
+            process = spawn_marked(launch, self._context.folder, spec.name, token, self.log)
         except ProblemError as error:
             self._change(Refused(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             return
@@ -259,15 +247,6 @@ class ManagedService:
             return
         self._change(Spawned(), process=process, problem=None, persist=True)
         _logger.info("%s: started as pid %d", self.name, process.pid)
-
-    def _spawn(self, launch: Launch, token: str) -> ProcessIdentity:
-        markers = {TOKEN_VARIABLE: token, NAME_VARIABLE: name_marker(self._context.folder, self.name)}
-        output = self.log.open_for_append()
-        try:
-            environment = {**launch.environment, **markers}
-            return spawn(launch.argv, environment, cwd=self._context.folder, stdout=output, stderr=output)
-        finally:
-            os.close(output)
 
     async def _attend(self, process: ProcessIdentity) -> None:
         """Probes the server until it has ended, by itself or because it made no progress."""
@@ -355,20 +334,11 @@ class ManagedService:
         text = self._log_since_start()
         known = recognise(text)
         permanent = known is not None and known[1]
-        problem = self._ending or self._exit_problem(code, known[0] if known else None, text)
+        problem = self._ending or exit_problem(self.name, code, text)
         _logger.warning("%s: pid %d ended: %s", self.name, process.pid, problem.message.splitlines()[0])
         self._change(Exited(permanent), process=None, token="", last_exit_code=code, problem=problem, persist=True)
         if self.state is ServiceState.FAILED:
             _logger.error("%s: given up: %s", self.name, problem.message.splitlines()[0])
-
-    def _exit_problem(self, code: int | None, cause: Problem | None, text: str) -> Problem:
-        how = _describe_exit(code)
-        lines = [line for line in text.splitlines() if not line.startswith("[fleet] ")][-_LOG_TAIL_LINES:]
-        if cause is not None:
-            return replace(cause, message=f"{how}: {cause.message}")
-        said = "\n".join(lines)
-        message = f"{how}; its last words:\n{said}" if said else f"{how} and said nothing"
-        return Problem("exited", message, f"read its log: fleet logs {self.name}")
 
     def _note_loss(self, process: ProcessIdentity) -> None:
         _logger.warning("%s: pid %d ended while no agent watched; it is started again", self.name, process.pid)
@@ -434,39 +404,4 @@ def _milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000)
 
 
-def _describe_exit(code: int | None) -> str:
-    if code is None:
-        return "it ended"
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = " (killed from outside, or by the kernel for want of memory)" if -code == signal.SIGKILL else ""
-    return f"it was ended by {name}{hint}"
-
-
-def name_marker(folder: Path, name: str) -> str:
-    """The value of FLEET_SERVICE: whose service a process is, without the journal."""
-    return f"{folder}/{name}"
-
-
-def find_by_marker(marker: str) -> ProcessIdentity | None:
-    """The top process of those that carry "NAME=value" in their environment; None where nobody does."""
-    carriers = tree_members(NOBODY, marker)
-    below = {child for one in carriers for child in descendants(one)}
-    tops = [one for one in carriers if one not in below]
-    leaders = [one for one in tops if _leads_session(one)]
-    return next(iter(leaders or tops), None)
-
-
-def _leads_session(identity: ProcessIdentity) -> bool:
-    try:
-        return os.getsid(identity.pid) == identity.pid
-    except OSError:
-        return False
-
-
 _WITH_PROCESS = (ServiceState.STARTING, ServiceState.READY, ServiceState.UNHEALTHY)
-NOBODY = ProcessIdentity(-1, "")

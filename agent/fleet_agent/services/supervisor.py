@@ -5,8 +5,9 @@ It never ends a server by its own end: close() leaves everything running, and th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
 from fleet_agent.layout import Layout
@@ -15,17 +16,9 @@ from fleet_agent.process import ProcessIdentity, resident_bytes, terminate_tree,
 from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
 from fleet_agent.services.devices import NvidiaDevices
 from fleet_agent.services.journal import CorruptRecord, ServiceJournal, ServiceRecord
+from fleet_agent.services.launch import NAME_VARIABLE, NOBODY, Launch, find_by_marker, name_marker
 from fleet_agent.services.logs import LogLimits, ServiceLog
-from fleet_agent.services.managed import (
-    DEFAULT_GRACE_SECONDS,
-    NAME_VARIABLE,
-    NOBODY,
-    Launch,
-    ManagedService,
-    ServiceContext,
-    find_by_marker,
-    name_marker,
-)
+from fleet_agent.services.managed import DEFAULT_GRACE_SECONDS, ManagedService, ServiceContext
 from fleet_agent.services.model import (
     DesiredState,
     Problem,
@@ -66,6 +59,7 @@ class ServiceSupervisor:
         self._corrupt: dict[str, CorruptRecord] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._claims: dict[str, tuple[str, int]] = {}
+        self._changes: set[asyncio.Task[ServiceStatus]] = set()
 
     async def start(self) -> None:
         """Takes up the journal: running servers are adopted, desired ones started, half-done stops finished."""
@@ -79,7 +73,8 @@ class ServiceSupervisor:
             service.adopt()
 
     async def close(self) -> None:
-        """Lets go of the servers; they go on running."""
+        """Lets go of the servers; they go on running. Changes under way are finished first."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
         await asyncio.gather(*(service.release() for service in self._services.values()))
 
     async def apply(self, spec: ServiceSpec) -> ServiceStatus:
@@ -89,6 +84,9 @@ class ServiceSupervisor:
         tool-missing; then what ran before still runs.
         """
         check_spec(spec)
+        return await self._unbroken(self._apply(spec))
+
+    async def _apply(self, spec: ServiceSpec) -> ServiceStatus:
         async with self._lock(spec.name):
             service = self._services.get(spec.name)
             if service is not None and self._unchanged(service, spec):
@@ -111,7 +109,20 @@ class ServiceSupervisor:
             return service.status()
 
     async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
-        """SIGTERM to the whole tree, SIGKILL after the grace (0 = 20 s); blocks until it is gone. remove: forget it."""
+        """SIGTERM to the whole tree, SIGKILL after the grace (0 = 20 s); blocks until it is gone. remove: forget it.
+
+        Raises UnknownServiceError, and ProblemError "process-stuck" where not even SIGKILL helps.
+        """
+        return await self._unbroken(self._stop(name, grace_seconds, remove))
+
+    async def _unbroken(self, change: Coroutine[Any, Any, ServiceStatus]) -> ServiceStatus:
+        """A change goes on to its end even when its caller goes away: half a replacement is an outage."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _stop(self, name: str, grace_seconds: float, remove: bool) -> ServiceStatus:
         async with self._lock(name):
             service = self._services.get(name)
             if service is None:
@@ -138,7 +149,7 @@ class ServiceSupervisor:
 
     async def read_log(self, name: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
         """The last lines (0 = all kept) in chunks; with `follow`, then what is added. Raises UnknownServiceError."""
-        log = self._find(name).log
+        log = self._log(name) if name in self._corrupt else self._find(name).log
         if not follow:
             yield log.tail(tail_lines)
             return
@@ -160,9 +171,11 @@ class ServiceSupervisor:
             raise UnknownServiceError(name)
         return service
 
+    def _log(self, name: str) -> ServiceLog:
+        return ServiceLog(log_path(self._layout, name), self._log_limits)
+
     def _add(self, record: ServiceRecord) -> ManagedService:
-        log = ServiceLog(log_path(self._layout, record.spec.name), self._log_limits)
-        service = ManagedService(record, self._context, log)
+        service = ManagedService(record, self._context, self._log(record.spec.name))
         self._services[record.spec.name] = service
         return service
 
@@ -198,9 +211,29 @@ class ServiceSupervisor:
         self._check_claims(spec)
         check_port(spec, own_pids)
         check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
-        released = (self._devices.used_bytes(own_pids) if spec.gpu_indices else resident_bytes(own)) if own else 0
-        check_memory(spec, self._devices, released or 0)
+        released = self._held_bytes(spec, own_pids, own) or 0
+        check_memory(spec, self._devices, released - self._outstanding_bytes(spec))
         return Launch((str(program), *spec.arguments), environment)
+
+    def _held_bytes(self, spec: ServiceSpec, pids: Sequence[int], members: Sequence[ProcessIdentity]) -> int | None:
+        if not members:
+            return 0
+        return self._devices.used_bytes(pids) if spec.gpu_indices else resident_bytes(members)
+
+    def _outstanding_bytes(self, spec: ServiceSpec) -> int:
+        """What others on the same devices were promised and have not taken yet: the device still calls it free."""
+        outstanding = 0
+        for other in self._services.values():
+            theirs = other.record.spec
+            shared = set(theirs.gpu_indices) & set(spec.gpu_indices) or not (theirs.gpu_indices or spec.gpu_indices)
+            if theirs.name == spec.name or not shared or not other.wanted or other.state is ServiceState.FAILED:
+                continue
+            members = other.members()
+            held = self._held_bytes(theirs, [one.pid for one in members], members)
+            if held is None:  # the driver does not say: once ready, it has taken everything
+                held = theirs.promised_memory_bytes if other.state is ServiceState.READY else 0
+            outstanding += max(theirs.promised_memory_bytes - held, 0)
+        return outstanding
 
     def _all_pids(self) -> Sequence[int]:
         return [member.pid for service in self._services.values() for member in service.members()]

@@ -12,7 +12,7 @@ import pytest
 
 from fleet_agent.layout import Layout
 from fleet_agent.process import ProcessIdentity, send_signal, tree_members
-from fleet_agent.services.managed import NAME_VARIABLE, name_marker
+from fleet_agent.services.launch import NAME_VARIABLE, name_marker
 from fleet_agent.services.model import ReadinessProbe, ServiceSpec, ToolReference
 
 FAKE_ENGINE = Path(__file__).parent / "fake_engine.py"

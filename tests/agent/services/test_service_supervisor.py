@@ -15,7 +15,8 @@ import pytest
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, forget, identity_of, spawn, wait_gone
-from fleet_agent.services import managed
+from fleet_agent.services import launch, managed
+from fleet_agent.services import supervisor as supervisor_module
 from fleet_agent.services.journal import ServiceJournal
 from fleet_agent.services.logs import LogLimits
 from fleet_agent.services.model import (
@@ -167,7 +168,7 @@ async def test_crash_between_intent_and_spawn_starts_it(
 
     async with running(layout) as supervisor:
         with monkeypatch.context() as patch:
-            patch.setattr(managed, "spawn", cut)
+            patch.setattr(launch, "spawn", cut)
             await supervisor.apply(make_spec())
             await asyncio.wait_for(_written_token(layout), PATIENT)
     async with running(layout) as supervisor:
@@ -324,6 +325,40 @@ async def test_memory_that_was_promised_but_is_gone_is_refused(layout: Layout, m
             await supervisor.apply(make_spec(gpu_indices=(0,), promised_memory_bytes=20_000_000_000))
         await supervisor.apply(make_spec(gpu_indices=(0,), promised_memory_bytes=3_000_000_000))
         await until(supervisor, ServiceState.READY)
+
+
+async def test_memory_promised_to_a_service_that_has_not_taken_it_yet_is_not_free(
+    layout: Layout, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    loaded = tmp_path / "loaded"
+    eight: dict[str, object] = {"gpu_indices": (0,), "promised_memory_bytes": 8_000_000_000}
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        other_port = reserved.getsockname()[1]
+    async with running(layout, NoDevices(free=10_000_000_000)) as supervisor:
+        await supervisor.apply(make_spec("--loading-until", str(loaded), name="first", **eight))
+        second = make_spec(name="second", port=other_port, **eight)
+        with pytest.raises(ProblemError, match=r"promised 8\.0 GB, but GPU 0 has only 2\.0 GB"):
+            await supervisor.apply(second)
+        loaded.touch()
+        await until(supervisor, ServiceState.READY, "first")
+        await supervisor.apply(second)  # the first has taken its share, and the device says that 10 GB are left
+
+
+async def test_a_caller_that_goes_away_leaves_no_half_replacement(
+    layout: Layout, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "DEFAULT_GRACE_SECONDS", 0.5)
+    child_pid_file = tmp_path / "child"
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec("--stubborn-child", str(child_pid_file)))
+        first = await until(supervisor, ServiceState.READY)
+        caller = asyncio.ensure_future(supervisor.apply(make_spec("--say", "new", port=first.spec.port)))
+        assert first.process is not None and await wait_gone(first.process, PATIENT)
+        assert not caller.done()  # the child that ignores SIGTERM still holds it up
+        caller.cancel()
+        second = await until(supervisor, ready_again(first))
+        assert second.spec.arguments[-1] == "new"
 
 
 async def test_tool_that_is_not_installed_is_refused_at_once(layout: Layout, make_spec: MakeSpec) -> None:

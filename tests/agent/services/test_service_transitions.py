@@ -23,7 +23,8 @@ from fleet_agent.services.transitions import (
 S = ServiceState
 POLICY = RestartPolicy()
 EVENTS: tuple[Event, ...] = (
-    Requested(), Lost(), Spawned(), Refused(), ProbeSucceeded(), ProbeFailed(), Exited(), Exited(True), Stopped(), Abandoned()
+    Requested(), Lost(), Spawned(), Refused(), ProbeSucceeded(), ProbeFailed(), Exited(), Exited(True), Stopped(),
+    Abandoned(),
 )  # fmt: skip
 
 # Where each event leads from each state, columns as in EVENTS; "-": it cannot happen there.
