@@ -41,6 +41,7 @@ from fleet_agent.services.transitions import (
     Condition,
     Event,
     Exited,
+    Lost,
     ProbeFailed,
     ProbeSucceeded,
     Refused,
