@@ -42,7 +42,8 @@ from fleet_controller.planning.resolved import GGUF, ModelArtifact
 
 # The notes' five targets, and the one that measures perplexity.
 TARGETS = ("llama-cli", "llama-mtmd-cli", "llama-server", "llama-gguf-split", "llama-bench", "llama-perplexity")
-REQUIRED_BINARIES = ("llama-server",)
+# What an adopted folder must hold: the server, and what measures it.
+REQUIRED_BINARIES = ("llama-server", "llama-bench")
 
 # Beside the notes' options: an optimized build of what we keep only. TLS and the web pages of the server would be
 # fetched or need OpenSSL's headers; the server is reached over SSH or loopback and downloads nothing itself.

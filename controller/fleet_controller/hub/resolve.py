@@ -1,7 +1,7 @@
 """From what a user typed to a ResolvedModel: catalog, hub metadata, headers. Blocking; callers use a thread.
 
 Three ways to name a model: a catalog name ("glm-4.7-flash", "qwen3.5-9b:Q8_0"), any hub repository, or a path on the
-hosts (a .gguf file or a folder with config.json).
+hosts (a .gguf file or a folder with config.json; "./x" lies in a host's model folder).
 """
 
 import re
@@ -59,15 +59,20 @@ def resolve_with(request: DeployRequest, catalog: Catalog, lister: Lister, token
     wanted = backend_named(request.backend).formats if request.backend else (GGUF, MLX, SAFETENSORS)
     if request.repository:
         return _of_repository(request.repository, lister, token)
-    if request.model.startswith("/"):
+    if is_path(request.model):
         return _of_path(request.model, request.quantization)
     model, quantization = catalog.resolve(request.model)
     return _of_catalog(model, request.quantization or quantization or "", wanted, lister)
 
 
+def is_path(model: str) -> bool:
+    """An absolute path on the hosts, or "./..." within each host's model folder."""
+    return model.startswith(("/", "./"))
+
+
 def named_quantization(request: DeployRequest, catalog: Catalog) -> DeployRequest:
     """The request with the quantization of "name:quant" in its own field, spelled as the catalog does."""
-    if request.repository or request.model.startswith("/"):
+    if request.repository or is_path(request.model):
         return request
     model, quantization = catalog.resolve(request.model)
     if request.quantization:
@@ -281,7 +286,7 @@ def _of_path(path: str, quantization: str) -> ResolvedModel:
 def _local_gguf(path: str) -> ModelArtifact:
     quantization = quantization_of_file(path)
     file = Path(path)
-    if not file.is_file():
+    if not file.is_absolute() or not file.is_file():
         return ModelArtifact(format=GGUF, quantization=quantization, local_path=path)
     header = gguf.read_file(file)
     return ModelArtifact(
@@ -295,7 +300,7 @@ def _local_gguf(path: str) -> ModelArtifact:
 
 def _local_folder(path: str) -> ModelArtifact:
     folder = Path(path)
-    if not (folder / "config.json").is_file():
+    if not folder.is_absolute() or not (folder / "config.json").is_file():
         return ModelArtifact(format=SAFETENSORS, local_path=path)
     config = config_json.parse_config((folder / "config.json").read_text(encoding="utf-8"))
     return ModelArtifact(

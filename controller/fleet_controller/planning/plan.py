@@ -1,7 +1,7 @@
 """The plan of one host: pure and deterministic, so that it can be shown before it runs and repeated without harm."""
 
 from fleet_controller.backends import BACKENDS
-from fleet_controller.backends.base import BackendError, Installation, InstallRequest
+from fleet_controller.backends.base import BackendError, Installation
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import GpuFacts, HostFacts
@@ -10,6 +10,7 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
+from fleet_controller.planning.engine import choose_installation
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_step, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
@@ -57,6 +58,7 @@ def plan_host(
     """
     running = next((status for status in services if status.spec.name == resolved.name), None)
     try:
+        resolved = _located(facts, resolved)
         kept = _kept(host, facts, services, request, resolved, running)
         if kept is not None:
             return kept
@@ -70,6 +72,21 @@ def plan_host(
     if work.choice.fit.verdict is FitVerdict.REFUSED:
         return _does_not_fit(host.name, work)
     return _planned(host, facts, work, running)
+
+
+def _located(facts: HostFacts, resolved: ResolvedModel) -> ResolvedModel:
+    """Paths that start with "./" lie in the host's model folder. Raises PlanProblem where it has none."""
+    relative = [item for item in resolved.artifacts if item.local_path.startswith("./")]
+    if relative and not facts.layout.model_dir:
+        message = f"{relative[0].local_path} is a path in the model folder, and this host has none"
+        raise PlanProblem("no-model-folder", message, "set model_dir for it in hosts.yaml, then `fleet up` it again")
+    located = tuple(
+        item.model_copy(update={"local_path": f"{facts.layout.model_dir}/{item.local_path[2:]}"})
+        if item in relative
+        else item
+        for item in resolved.artifacts
+    )
+    return resolved.model_copy(update={"artifacts": located})
 
 
 def unreachable_plan(host_name: str, problem: Problem) -> PlannedDeployment:
@@ -145,11 +162,7 @@ def _decide(
     if check_busy:
         _refuse_busy(facts, gpus)
         _refuse_too_many(host, services, running)
-    overrides = resolved.overrides_for(backend.name)
-    version = request.backend_version or overrides.version
-    installation = backend.plan_install(
-        facts, InstallRequest(version=version, engine_path=request.engine_path, gpus=gpus)
-    )
+    installation = choose_installation(facts, backend, gpus, request, resolved, running)
     port = choose_port(host, request, services, running, backend)
     spec = service_spec(host, facts, gpus, request, resolved, choice, installation, port)
     files_step, download_bytes = model_step(host, choice.artifact, cached)

@@ -12,7 +12,8 @@ SAFETENSORS = "safetensors"
 class ModelArtifact(Frozen):
     """One quantization of a model in one format: files of a hub repository at a commit, or a path on the hosts.
 
-    `local_path` is an absolute path to a .gguf file or to a folder with config.json; hub fields are empty then.
+    `local_path` is a path to a .gguf file or to a folder with config.json, absolute or "./..." within a host's model
+    folder; hub fields are empty then.
     `weights_bytes` is None where nobody has seen the file yet.
     """
 

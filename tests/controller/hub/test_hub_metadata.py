@@ -182,6 +182,8 @@ def test_a_path_that_only_the_hosts_have() -> None:
     resolved = resolve_model(DeployRequest(model="/somewhere/else/Model-Q4_K_M.gguf"), load_catalog())
     (found,) = resolved.artifacts
     assert (resolved.name, found.quantization, found.weights_bytes) == ("model-q4_k_m", "Q4_K_M", None)
+    in_folder = resolve_model(DeployRequest(model="./Model-Q4_K_M.gguf"), load_catalog())
+    assert in_folder.artifacts[0].local_path == "./Model-Q4_K_M.gguf"
 
 
 @pytest.mark.parametrize(

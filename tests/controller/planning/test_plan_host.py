@@ -404,6 +404,20 @@ def test_engine_path_twice_is_one_install() -> None:
     assert again.plan.action is PlanAction.KEEP
 
 
+def test_a_running_model_keeps_its_engine_until_another_is_asked_for() -> None:
+    first = plan(engine_path="/opt/llama/bin")
+    assert first.plan.service is not None
+    key = first.plan.service.tool.install_key
+    there = GPU_HOST.model_copy(update={"engines": (engine("b9999", managed=True, key=key),)})
+    again = plan(there, (running(first),))
+    assert again.plan.action is PlanAction.KEEP
+    assert any("--backend-version" in warning for warning in again.plan.warnings)
+    moved = plan(there, (running(first),), backend_version="b8396").plan
+    assert moved.action is PlanAction.REPLACE and moved.install_needed
+    other_context = plan(there, (running(first),), context_length=4096).plan
+    assert other_context.action is PlanAction.REPLACE and not other_context.install_needed
+
+
 def test_a_path_on_the_hosts() -> None:
     local = ModelArtifact(format="gguf", quantization="Q4_K_M", local_path="/models/x.gguf")
     deployment = plan(model=ResolvedModel(name="x", artifacts=(local,)))
@@ -411,6 +425,16 @@ def test_a_path_on_the_hosts() -> None:
     assert deployment.prepare.steps[-1].verify_file is not None
     assert deployment.plan.service is not None and "/models/x.gguf" in deployment.plan.service.arguments
     assert any("not known" in warning for warning in deployment.plan.warnings)
+
+
+def test_a_path_in_the_model_folder() -> None:
+    local = ModelArtifact(format="gguf", local_path="./sub/x.gguf", weights_bytes=GB)
+    model = ResolvedModel(name="x", artifacts=(local,))
+    failed = plan(model=model).plan
+    assert failed.action is PlanAction.FAIL and failed.problem is not None and "model_dir" in failed.problem.remedy
+    layout = GPU_HOST.layout.model_copy(update={"model_dir": "/data/models"})
+    there = plan(GPU_HOST.model_copy(update={"layout": layout}), model=model).plan
+    assert there.service is not None and "/data/models/sub/x.gguf" in there.service.arguments
 
 
 def test_a_host_that_is_down_has_a_plan_too() -> None:

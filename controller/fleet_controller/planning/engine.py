@@ -1,0 +1,38 @@
+"""Which install of a backend a service runs on."""
+
+from fleet_controller.backends import Backend
+from fleet_controller.backends.base import BackendError, Installation, InstallRequest, installed
+from fleet_controller.domain.facts import GpuFacts, HostFacts
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.services import ServiceStatus
+from fleet_controller.planning.resolved import ResolvedModel
+
+
+def choose_installation(
+    facts: HostFacts,
+    backend: Backend,
+    gpus: tuple[GpuFacts, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    running: ServiceStatus | None,
+) -> Installation:
+    """The engine asked for, else the pinned one; but a service keeps an engine of another version that it runs on.
+
+    A newer pin, or a host where binaries were adopted, is no reason to change under a running model.
+    Raises BackendError.
+    """
+    version = request.backend_version or resolved.overrides_for(backend.name).version
+    wanted = InstallRequest(version=version, engine_path=request.engine_path, gpus=gpus)
+    present = running.spec if running is not None and running.spec.backend == backend.name else None
+    is_open = not request.backend_version and not request.engine_path
+    if present is None or not is_open or installed(facts, present.tool.install_key) is None:
+        return backend.plan_install(facts, wanted)
+    kept = Installation(backend=backend.name, version=present.backend_version, install_key=present.tool.install_key)
+    try:
+        pinned = backend.plan_install(facts, wanted)
+    except BackendError:
+        return kept
+    if pinned.version == present.backend_version:
+        return pinned
+    note = f"stays on {backend.name} {kept.version}; --backend-version changes it (new deploys take {pinned.version})"
+    return kept.model_copy(update={"warnings": (note,)})
