@@ -62,6 +62,7 @@ class GpuProcess(Frozen):
     command: str | None = None
     started_unix_ms: int | None = None
     ours: bool = False
+    compute: bool | None = None
 
 
 class GpuFacts(Frozen):

@@ -168,7 +168,10 @@ def read_file(path: Path) -> GgufHeader:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = _read_growing(file, size)
+        try:
+            header = _read_growing(file, size)
+        except GgufError as error:
+            raise GgufError(f"{path}: {error.message}", error.remedy) from error
     if header.tensor_bytes is not None and size < header.header_bytes + header.tensor_bytes:
         missing = header.header_bytes + header.tensor_bytes - size
         raise GgufError(f"{path} is cut off: at least {missing} bytes of its tensors are missing", "fetch it again")

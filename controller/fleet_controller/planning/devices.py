@@ -10,8 +10,6 @@ from fleet_controller.domain.services import DesiredState, ServiceStatus
 VRAM = "VRAM"
 UNIFIED = "unified"
 RAM = "RAM"
-# Whoever sits at the machine's screen is no job: these hold a little memory for as long as the machine is on.
-DISPLAY_PROGRAMS = frozenset({"Xorg", "Xwayland", "gnome-shell", "kwin_x11", "kwin_wayland", "plasmashell", "sway"})
 
 
 class MemoryPool(Frozen):
@@ -47,9 +45,9 @@ def _is_named(gpu: GpuFacts, word: str) -> bool:
 
 
 def foreign_processes(gpus: tuple[GpuFacts, ...]) -> tuple[GpuProcess, ...]:
-    """Processes of other people or programs, largest first."""
+    """Processes of other people or programs that compute, largest first. What only draws is a desktop, no job."""
     found = {process.pid: process for gpu in gpus for process in gpu.processes if not process.ours}
-    others = [process for process in found.values() if (process.command or "") not in DISPLAY_PROGRAMS]
+    others = [process for process in found.values() if process.compute is not False]
     return tuple(sorted(others, key=lambda process: -(process.memory_bytes or 0)))
 
 

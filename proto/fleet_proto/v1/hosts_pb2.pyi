@@ -512,6 +512,7 @@ class GpuProcess(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     OURS_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     memory_bytes: _builtins.int
     user: _builtins.str
@@ -520,6 +521,8 @@ class GpuProcess(_message.Message):
     started_unix_ms: _builtins.int
     ours: _builtins.bool
     """belongs to a service or job of this agent"""
+    compute: _builtins.bool
+    """false: it only draws (a desktop), which does not occupy the device"""
     def __init__(
         self,
         *,
@@ -529,13 +532,16 @@ class GpuProcess(_message.Message):
         command: _builtins.str | None = ...,
         started_unix_ms: _builtins.int | None = ...,
         ours: _builtins.bool = ...,
+        compute: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_command", b"_command", "_memory_bytes", b"_memory_bytes", "_started_unix_ms", b"_started_unix_ms", "_user", b"_user", "command", b"command", "memory_bytes", b"memory_bytes", "started_unix_ms", b"started_unix_ms", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_command", b"_command", "_compute", b"_compute", "_memory_bytes", b"_memory_bytes", "_started_unix_ms", b"_started_unix_ms", "_user", b"_user", "command", b"command", "compute", b"compute", "memory_bytes", b"memory_bytes", "started_unix_ms", b"started_unix_ms", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_command", b"_command", "_memory_bytes", b"_memory_bytes", "_started_unix_ms", b"_started_unix_ms", "_user", b"_user", "command", b"command", "memory_bytes", b"memory_bytes", "ours", b"ours", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_command", b"_command", "_compute", b"_compute", "_memory_bytes", b"_memory_bytes", "_started_unix_ms", b"_started_unix_ms", "_user", b"_user", "command", b"command", "compute", b"compute", "memory_bytes", b"memory_bytes", "ours", b"ours", "pid", b"pid", "started_unix_ms", b"started_unix_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__command: _TypeAlias = _typing.Literal["command"]  # noqa: Y015
     _WhichOneofArgType__command: _TypeAlias = _typing.Literal["_command", b"_command"]  # noqa: Y015
+    _WhichOneofReturnType__compute: _TypeAlias = _typing.Literal["compute"]  # noqa: Y015
+    _WhichOneofArgType__compute: _TypeAlias = _typing.Literal["_compute", b"_compute"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__started_unix_ms: _TypeAlias = _typing.Literal["started_unix_ms"]  # noqa: Y015
@@ -544,6 +550,8 @@ class GpuProcess(_message.Message):
     _WhichOneofArgType__user: _TypeAlias = _typing.Literal["_user", b"_user"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__command) -> _WhichOneofReturnType__command | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compute) -> _WhichOneofReturnType__compute | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload

@@ -221,7 +221,7 @@ def test_a_foreign_process_means_busy() -> None:
 def test_ours_and_the_desktop_are_no_strangers() -> None:
     processes = (
         GpuProcess(pid=1, memory_bytes=GB, user="lab", command="llama-server", ours=True),
-        GpuProcess(pid=2, memory_bytes=40_000_000, user="root", command="Xorg"),
+        GpuProcess(pid=2, memory_bytes=40_000_000, user="root", command="Xorg", compute=False),
     )
     assert plan(with_gpu(processes=processes)).plan.action is PlanAction.START
 
