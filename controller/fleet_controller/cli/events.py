@@ -41,6 +41,8 @@ def finish_events(finished: list[controller_pb2.HostEvent], as_json: bool) -> No
         for event in finished:
             if event.HasField("problem"):
                 report(f"{event.host}: {event.problem.message}", event.problem.remedy)
+            elif event.HasField("host_key"):
+                report(f"{event.host}: nothing was done: its host key is not accepted")
             else:
                 print(f"{event.host}: {event.message}")
     leave_with(finished)

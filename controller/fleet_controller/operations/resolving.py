@@ -44,7 +44,9 @@ async def resolve_for(request: DeployRequest, endpoint: str) -> ResolvedModel:
         raise OperationError(error.problem.code, error.problem.message, error.problem.remedy, error.usage) from None
     except HubError as error:
         usage = error.code in ("repository-unknown", "no-files", "bad-gguf")
-        raise OperationError(error.code, error.message, error.remedy, usage) from None
+        subject = request.model if request.model.startswith("/") else ""
+        message = error.message if subject in error.message else f"{subject}: {error.message}"
+        raise OperationError(error.code, message, error.remedy, usage) from None
 
 
 def _token(endpoint: str) -> str | None:

@@ -1,11 +1,13 @@
 """The resident controller as a process: one per state folder, found by its lock, gone without a trace when killed."""
 
+import asyncio
 import os
 import signal
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +16,6 @@ from fleet_controller.service.resident import find_resident, start_token, write_
 from fleet_controller.settings import LONGEST_SOCKET_PATH_BYTES, Settings
 from fleet_proto import PROTOCOL
 from fleet_proto.v1 import common_pb2
-from fleet_proto.v1.controller_pb2_grpc import ControllerServicer, add_ControllerServicer_to_server
 from support.fleet_world import FleetWorld, fleet_world
 
 
@@ -90,12 +91,22 @@ def test_a_long_state_path_moves_the_socket_to_the_runtime_folder(tmp_path: Path
     assert path.parent == Path("/tmp/fleet-test")
 
 
-class OtherVersion(ControllerServicer):
+class OtherVersion:
+    """Answers the handshake of another version, and nothing else."""
+
     def __init__(self, protocol: int, version: str) -> None:
         self.reply = common_pb2.HandshakeReply(protocol=protocol, minimum_protocol=protocol, software_version=version)
 
-    async def Handshake(self, request: object, context: object) -> common_pb2.HandshakeReply:
+    async def answer(self, request: object, context: object) -> common_pb2.HandshakeReply:
         return self.reply
+
+    def handler(self) -> Any:
+        call = grpc.unary_unary_rpc_method_handler(
+            self.answer,
+            request_deserializer=common_pb2.HandshakeRequest.FromString,
+            response_serializer=common_pb2.HandshakeReply.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler("fleet.v1.Controller", {"Handshake": call})
 
 
 @pytest.mark.parametrize(("protocol", "version"), [(PROTOCOL + 7, "9.9.9"), (PROTOCOL, "0.0.1")])
@@ -105,13 +116,11 @@ async def test_a_controller_of_another_version_is_refused_with_the_way_out(
     settings = settings_of(world)
     settings.state_dir.mkdir(mode=0o700)
     server = grpc.aio.server()
-    add_ControllerServicer_to_server(OtherVersion(protocol, version), server)
+    server.add_generic_rpc_handlers((OtherVersion(protocol, version).handler(),))
     server.add_insecure_port(f"unix:{settings.socket_path}")
     await server.start()
     write_identity(settings)
     try:
-        import asyncio
-
         done = await asyncio.to_thread(world.run, "hosts", code=1)
         assert version in done.stderr
         assert "fleet controller stop" in done.stderr
