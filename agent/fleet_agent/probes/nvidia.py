@@ -283,6 +283,8 @@ def process_owner(pid: int) -> Owner:
     """User, executable name and start of a process, from /proc; empty where it has ended or is not visible here."""
     import pwd
 
+    if sys.platform != "linux":
+        return Owner()
     folder = Path(f"/proc/{pid}")
     try:
         user_id = folder.stat().st_uid
