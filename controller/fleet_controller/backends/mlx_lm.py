@@ -75,6 +75,11 @@ class MlxLm:
         key = install_key(self.name, version, {**platform_options(facts), "requirements": requirements})
         if installed(facts, key):
             return Installation(backend=self.name, version=version, install_key=key)
+        if facts.tools and not any(tool.name == "uv" for tool in facts.tools):
+            raise BackendError(
+                "cannot-install", "uv not found: it makes MLX-LM's environment",
+                "install uv on the host, or name its path under `tools` in hosts.yaml and run `fleet up` again",
+            )  # fmt: skip
         step = PythonEnvironmentStep(install_key=key, backend=self.name, version=version, requirements=requirements)
         steps = (Step(name=f"install mlx-lm {version}", python_environment=step),)
         return Installation(

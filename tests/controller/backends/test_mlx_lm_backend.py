@@ -7,7 +7,7 @@ import pytest
 from fleet_controller.backends.base import BackendError, BenchOptions, Installation, InstallRequest, ServeOptions
 from fleet_controller.backends.mlx_lm import MlxLm, parse_mlx_benchmark
 from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION
-from fleet_controller.domain.facts import EngineFacts, HostFacts, HostLayout, SystemFacts
+from fleet_controller.domain.facts import EngineFacts, HostFacts, HostLayout, SystemFacts, ToolFacts
 
 DATA = Path(__file__).parent / "data"
 LAYOUT = HostLayout(state_dir="/s", engines_dir="/s/engines", hf_home="/hf")
@@ -44,6 +44,12 @@ def test_an_install_that_is_there() -> None:
     key = MLX.plan_install(MAC, InstallRequest()).install_key
     there = EngineFacts(backend="mlx-lm", version=MLX_LM_VERSION, managed=True, install_key=key)
     assert MLX.plan_install(facts("darwin", "arm64", engines=(there,)), InstallRequest()).steps == ()
+
+
+def test_a_host_without_uv_is_told_before_anything_runs() -> None:
+    bare = MAC.model_copy(update={"tools": (ToolFacts(name="git", path="/usr/bin/git"),)})
+    with pytest.raises(BackendError, match="uv not found"):
+        MLX.plan_install(bare, InstallRequest())
 
 
 def test_where_it_does_not_run() -> None:
