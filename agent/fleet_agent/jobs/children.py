@@ -4,6 +4,7 @@ A child carries a marker in its environment and leads a session of its own; so i
 after it has died and they have been handed to init.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -33,7 +34,9 @@ class ChildRecord:
 
     def remove(self, identity: ProcessIdentity) -> None:
         if self._children.pop(identity, None) is not None:
-            self._write()
+            # On a full disk a dead child stays written down: harmless, since its identity matches nobody any more.
+            with contextlib.suppress(OSError):
+                self._write()
 
     def _write(self) -> None:
         rows = [{"pid": c.pid, "start_token": c.start_token, "marker": m} for c, m in self._children.items()]

@@ -73,8 +73,11 @@ class Runner:
                 return EXIT_INTERRUPTED
             return self._end(JobState.CANCELLED, None)
         except Exception as error:
-            traceback.print_exc()
-            return self._end(JobState.FAILED, self._problem_of(error))
+            problem = self._problem_of(error)
+            self._reserve.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the log lies on the disk that may be full
+                traceback.print_exc()
+            return self._end(JobState.FAILED, problem)
         return self._end(JobState.SUCCEEDED, None)
 
     def _stop(self, task: "asyncio.Task[int]") -> None:

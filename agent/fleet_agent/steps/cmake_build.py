@@ -30,6 +30,7 @@ NO_COMPILER = (
     "CMAKE_C_COMPILER not set",
     "CMAKE_CXX_COMPILER not set",
     "is not a full path and was not found in the PATH",
+    "is not a full path to an existing compiler",
     "no developer tools were found",
     "CMAKE_MAKE_PROGRAM is not set",
 )

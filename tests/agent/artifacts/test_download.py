@@ -1,6 +1,7 @@
 """Our own download against a hub that cuts, lies, ignores and refuses."""
 
 import hashlib
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_cut_again_and_again_nothing_is_fetched_twice(tmp_path: Path, follower: 
         assert hub.bytes_served() == len(CONTENT)
     assert destination.read_bytes() == CONTENT
     assert len(ranges) == 12  # more cuts than FRUITLESS_TRIES: progress starts the count again
-    assert all(end == start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(ranges))
 
 
 def test_goes_on_from_what_a_former_process_left(tmp_path: Path, follower: Follower) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def python_step(code: str, name: str = "python", **more: object) -> Step:
     """A real child process: python3 of the host's allowlist."""
     tool = RunToolStep(ToolRef("", "python3"), ("-c", code), **more)  # type: ignore[arg-type]
     return Step(name, run_tool=tool)
+
+
+def wait_for_size(path: Path, size_bytes: int) -> None:
+    while not path.exists() or path.stat().st_size < size_bytes:
+        time.sleep(0.02)
 
 
 def touch_step(path: Path) -> Step:
@@ -277,8 +283,7 @@ async def test_a_download_killed_in_the_middle_goes_on_in_the_next_runner(agent:
         await agent.supervisor.submit(JobSpec("job", steps=(Step("fetch", hub_download=step),)))
         runner = await agent.runner("job")
         part = agent.layout.hf_home / f"hub/models--acme--big-GGUF/blobs/{file.sha256}.incomplete"
-        while not part.exists() or part.stat().st_size < 1_000_000:
-            await asyncio.sleep(0.05)
+        await asyncio.wait_for(asyncio.to_thread(wait_for_size, part, 1_000_000), 60)
         hub.behaviour.hold_after = 0  # for the next request; the first one is held for ever
         await kill(runner)
         events = await asyncio.wait_for(agent.finish("job"), 60)
