@@ -75,9 +75,15 @@ install_packages() {
 
 works() { "$version/venv/bin/python" -m fleet_agent version >/dev/null; }
 
+# What was there under this very name (installed again by force) comes back where the new install failed.
 clean_up() {
     rm -rf "$FLEET_UPLOAD"
-    if [ -n "${version:-}" ] && [ ! -e "$version/complete" ]; then rm -rf "$version"; fi
+    if [ -z "${version:-}" ]; then return 0; fi
+    if [ ! -e "$version/complete" ]; then
+        rm -rf "$version"
+        if [ -e "$version.before" ]; then mv "$version.before" "$version"; fi
+    fi
+    rm -rf "$version.before"
 }
 trap clean_up EXIT
 
@@ -92,6 +98,8 @@ layout=$(machine_layout "$FLEET_PYTHON") || fail layout
 machine_id=$(printf '%s' "$layout" | sed -n 's/.*"machine_id": *"\([^"]*\)".*/\1/p')
 version="$root/machines/$machine_id/agent/versions/$FLEET_VERSION"
 if [ ! -e "$version/complete" ] || ! works 2>/dev/null || [ -n "${FLEET_FORCE:-}" ]; then
+    rm -rf "$version.before"
+    if [ -e "$version/complete" ]; then mv "$version" "$version.before"; fi
     rm -rf "$version"
     mkdir -p "$version"
     if [ -n "${FLEET_BORROW:-}" ]; then

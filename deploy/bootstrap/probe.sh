@@ -42,8 +42,9 @@ probe_python() {
 import sys
 try:
     import ensurepip, venv
+    ensurepip.version()
     venv_works = "yes"
-except ImportError:
+except Exception:
     venv_works = "no"
 print("%d.%d.%d %s %s" % (sys.version_info[:3] + (venv_works, sys.executable)))
 ' 2>/dev/null) || continue

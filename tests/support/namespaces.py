@@ -46,6 +46,9 @@ class HostOptions:
     user: str = ""
     shell: str = "/bin/sh"
     environment: Mapping[str, str] = field(default_factory=dict)
+    port: int = 22  # another one is not told to ssh_config
+    sshd_lines: tuple[str, ...] = ()
+    keep_user: bool = False  # the user belongs to another fleet, which takes it away
     behind: str = ""  # another host of the fleet: only from there is this one reached
 
 
@@ -119,7 +122,8 @@ class NamespaceFleet:
             run("ip", "-n", jump.namespace, "address", "replace", inner, "dev", "eth0")
         user = options.user or f"{PREFIX_NAME}{self.id}u{index}"
         home = options.home or self.folder / "home" / name
-        self._add_user(user, home, options.shell)
+        if not options.keep_user:
+            self._add_user(user, home, options.shell)
         host_key = self.folder / f"{name}.host_key"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key))
         self.hosts[name] = NamespaceHost(name, namespace, link, address, user, home, host_key)
@@ -138,11 +142,13 @@ class NamespaceFleet:
         host, options = self.hosts[name], options or HostOptions()
         environment = {"FLEET_MACHINE_ID": f"{self.id}-{name}", **options.environment}
         lines = [
-            f"ListenAddress {host.address}", f"HostKey {host.host_key}", "PidFile none", "UsePAM no", "StrictModes no",
+            f"ListenAddress {host.address}:{options.port}", f"HostKey {host.host_key}", "PidFile none",
+            "UsePAM no", "StrictModes no",
             f"AuthorizedKeysFile {self.authorized_keys}", f"AllowUsers {host.user}", "PasswordAuthentication no",
             "AllowStreamLocalForwarding yes", "MaxStartups 64", "Subsystem sftp internal-sftp",
             "SetEnv " + " ".join(f'"{key}={value}"' for key, value in environment.items()),
         ]  # fmt: skip
+        lines += options.sshd_lines
         config = self.folder / f"{name}.sshd_config"
         config.write_text("\n".join(lines) + "\n")
         # `ip netns exec` gives a mount namespace of its own, so what is mounted here is seen by this host alone.
@@ -161,12 +167,12 @@ class NamespaceFleet:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         log.close()
-        self._wait_for_port(host)
+        self._wait_for_port(host, options.port)
 
-    def _wait_for_port(self, host: NamespaceHost) -> None:
+    def _wait_for_port(self, host: NamespaceHost, port: int) -> None:
         deadline = time.monotonic() + SSHD_SECONDS
         while time.monotonic() < deadline:
-            if f"{host.address}:22" in run("ip", "netns", "exec", host.namespace, "ss", "-ltnH"):
+            if f"{host.address}:{port}" in run("ip", "netns", "exec", host.namespace, "ss", "-ltnH"):
                 return
             if host.sshd is not None and host.sshd.poll() is not None:
                 break

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -91,14 +92,24 @@ async def connect(host: Host) -> SshLink:
     """
     connections: list[asyncssh.SSHClientConnection] = []
     try:
-        target = Hop(host.address, host.user, host.port)
-        for hop in (*await _way(target, host.jump, set()), target):
+        for hop in await _hops(host):
             connections.append(await _connect_hop(host.name, hop, connections[-1] if connections else None))
     except BaseException:
         for connection in reversed(connections):
             connection.abort()
         raise
     return SshLink(host.name, connections)
+
+
+async def _hops(host: Host) -> list[Hop]:
+    """The machines to log in to, the host itself last. Raises HostUnreachable for an ssh_config that says nonsense."""
+    target = Hop(host.address, host.user, host.port)
+    try:
+        return [*await _way(target, host.jump, set()), target]
+    except (ValueError, OSError, asyncssh.Error) as error:
+        message = f"ssh_config, or `jump` in hosts.yaml, cannot be used: {error}"
+        remedy = "correct it, or name another file in FLEET_SSH_CONFIG"
+        raise HostUnreachable(host.name, message, remedy, "bad-ssh-config") from None
 
 
 async def _way(target: Hop, jump: str | None, seen: set[str]) -> list[Hop]:
@@ -124,12 +135,25 @@ async def _settings(hop: Hop) -> Any:
 
 def _known_hosts(settings: Any) -> tuple[KnownHosts, str]:
     """The known hosts for a hop, and the file a new line belongs to."""
-    user_files = [file for file in settings.config.get("UserKnownHostsFile", USER_FILES) if file != "none"]
-    user_files = user_files or list(USER_FILES)
+    tokens = _tokens(settings)
+    named = settings.config.get("UserKnownHostsFile", USER_FILES)
+    user_files = [_expand(file, tokens) for file in named if file != "none"] or list(USER_FILES)
     global_files = [file for file in settings.config.get("GlobalKnownHostsFile", GLOBAL_FILES) if file != "none"]
     alias = settings.host_key_alias
     known = KnownHosts([*user_files, *global_files], alias or settings.host, SSH_PORT if alias else settings.port)
     return known, str(Path(user_files[0]).expanduser())
+
+
+def _tokens(settings: Any) -> dict[str, str]:
+    """ssh_config(5)'s tokens for file names."""
+    return {
+        "%%": "%", "%d": str(Path.home()), "%h": settings.host, "%n": settings.orig_host, "%p": str(settings.port),
+        "%r": settings.username, "%k": settings.host_key_alias or settings.orig_host,
+    }  # fmt: skip
+
+
+def _expand(text: str, tokens: dict[str, str]) -> str:
+    return re.sub(r"%.", lambda match: tokens.get(match[0], match[0]), text)
 
 
 async def _connect_hop(
@@ -142,12 +166,13 @@ async def _connect_hop(
         trust = known.trusted()
         timeout = settings.connect_timeout or CONNECT_TIMEOUT_SECONDS
         async with asyncio.timeout(timeout + LOGIN_TIMEOUT_SECONDS):
-            options = await asyncssh.SSHClientConnectionOptions.construct(
-                host=hop.alias,
+            # Not through `options=`: what connect() itself is not given would come from ssh_config, whatever they say.
+            return await asyncssh.connect(
+                hop.alias,
+                hop.port or (),
+                tunnel=tunnel,
                 config=ssh_config_files(),
                 username=hop.user or (),
-                port=hop.port or (),
-                tunnel=tunnel,
                 known_hosts=lambda *_: (*trust, [], [], [], []),
                 server_host_key_algs=host_key_algorithms(trust),
                 client_factory=lambda: verifier,
@@ -158,7 +183,6 @@ async def _connect_hop(
                 keepalive_interval=KEEPALIVE_INTERVAL_SECONDS,
                 keepalive_count_max=KEEPALIVE_COUNT,
             )
-            return await asyncssh.connect(hop.alias, options=options)
     except asyncssh.HostKeyNotVerifiable as error:
         raise _key_error(host, known, path, settings.port, verifier.offered, str(error)) from None
     except (asyncssh.PermissionDenied, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
