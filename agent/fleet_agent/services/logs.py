@@ -6,8 +6,9 @@ microseconds between the last read of the copy and the cut is lost; nothing else
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +90,35 @@ class ServiceLog:
                 break
         return _last_lines(found, lines) if lines else found
 
-    async def follow(self, lines: int) -> AsyncIterator[bytes]:
-        """The tail, then everything that is added, over rotations and restarts, until the caller stops asking."""
+    async def read(self, lines: int, follow: bool) -> AsyncIterator[bytes]:
+        """The tail in pieces, and with `follow` everything that is added, over rotations and restarts, without end."""
         position, newest = self.size_bytes(), _inode(self._part(1))
-        if tail := self.tail(lines, end=position):
-            yield tail
+        if lines:
+            if tail := self.tail(lines, end=position):
+                yield tail
+        else:
+            position = 0
+            for block in self._older_blocks():
+                yield block
         while True:
             data, position, newest = self._read_on(position, newest)
             if data:
                 yield data
-            else:
+            elif follow:
                 await asyncio.sleep(_FOLLOW_SECONDS)
+            else:
+                return
+
+    def _older_blocks(self) -> Iterator[bytes]:
+        """The rotated parts, oldest first. All are opened before the first is read: a rotation meanwhile is harmless."""
+        with contextlib.ExitStack() as stack:
+            files = []
+            for number in range(self._limits.kept_files, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    files.append(stack.enter_context(self._part(number).open("rb")))
+            for file in files:
+                while block := file.read(_BLOCK_BYTES):
+                    yield block
 
     def _read_on(self, position: int, newest: int | None) -> tuple[bytes, int, int | None]:
         """What was added since; reads the parts that the file became meanwhile from where we were."""

@@ -150,10 +150,7 @@ class ServiceSupervisor:
     async def read_log(self, name: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
         """The last lines (0 = all kept) in chunks; with `follow`, then what is added. Raises UnknownServiceError."""
         log = self._log(name) if name in self._corrupt else self._find(name).log
-        if not follow:
-            yield log.tail(tail_lines)
-            return
-        async for chunk in log.follow(tail_lines):
+        async for chunk in log.read(tail_lines, follow):
             yield chunk
 
     def active_identities(self) -> tuple[ProcessIdentity, ...]:

@@ -83,7 +83,7 @@ async def test_follow_gives_tail_then_every_line_once_over_rotations(tmp_path: P
 
     async def read() -> None:
         nonlocal received
-        async for chunk in log.follow(4):
+        async for chunk in log.read(4, follow=True):
             received += chunk
             started.set()
             if received.endswith(f"line {last - 1:06d}\n".encode()):
@@ -101,7 +101,7 @@ async def test_follow_gives_tail_then_every_line_once_over_rotations(tmp_path: P
 
 
 async def test_follow_waits_for_a_log_that_is_not_there_yet(log: ServiceLog) -> None:
-    following = log.follow(0)
+    following = log.read(0, follow=True)
     first = asyncio.ensure_future(following.__anext__())
     await asyncio.sleep(0)
     log.note("start")
@@ -116,3 +116,20 @@ def test_a_link_in_the_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         ServiceLog(tmp_path / "log").note("x")
     assert victim.read_text() == "mine"
+
+
+async def test_reading_everything_meets_a_rotation_half_way(tmp_path: Path) -> None:
+    log = ServiceLog(tmp_path / "log", LogLimits(largest_bytes=1200, kept_files=3))
+    writer = Writer(log)
+    for _ in range(2):
+        writer.lines(101)
+        log.rotate_if_large()
+    writer.lines(101)
+    received = b""
+    async for chunk in log.read(0, follow=False):
+        if not received:
+            assert log.rotate_if_large()
+            writer.lines(3)
+        received += chunk
+    assert numbers(received) == list(range(306))
+    writer.close()

@@ -215,6 +215,30 @@ async def test_a_stop_that_a_crash_interrupted_goes_on(layout: Layout, make_spec
         assert identity_of(pid_of(first)) is None
 
 
+async def test_identity_is_on_disk_before_the_server_is_ready(
+    layout: Layout, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec("--loading-until", str(tmp_path / "never")))
+        starting = await until(supervisor, lambda status: status.process is not None)
+        (record,), _ = ServiceJournal(layout.services_dir).load()
+        assert record.process == starting.process and record.token
+        environment = Path(f"/proc/{pid_of(starting)}/environ").read_bytes().split(b"\0")
+        assert f"FLEET_SERVICE_TOKEN={record.token}".encode() in environment
+
+
+async def test_a_stop_is_on_disk_before_the_first_signal(layout: Layout, make_spec: MakeSpec, tmp_path: Path) -> None:
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec("--stubborn-child", str(tmp_path / "child")))
+        first = await until(supervisor, ServiceState.READY)
+        stopping = asyncio.ensure_future(supervisor.stop("tiny", grace_seconds=0.5))
+        assert first.process is not None and await wait_gone(first.process, PATIENT)
+        assert not stopping.done()
+        (record,), _ = ServiceJournal(layout.services_dir).load()
+        assert record.desired is DesiredState.STOPPED
+        await stopping
+
+
 async def test_recycled_pid_is_never_signalled(layout: Layout, make_spec: MakeSpec) -> None:
     stranger = spawn([sys.executable, "-c", "import time; time.sleep(600)"], dict(os.environ))
     try:
