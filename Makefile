@@ -6,8 +6,11 @@ proto:
 	    fleet_proto/v1/agent.proto fleet_proto/v1/controller.proto
 
 check:
-	uv run --no-sync ruff check . && uv run --no-sync ruff format --check .
-	uv run --no-sync mypy && uv run --no-sync lint-imports
+	uv run --no-sync python deploy/check.py
 
 test:
 	uv run pytest
+
+# The pins of record: newest versions into pyproject.toml and deploy/agent-requirements.txt.
+lock:
+	uv run --no-sync python deploy/lock.py

@@ -104,6 +104,7 @@ def resolve_agent(constraints: list[str]) -> str:
             "pip", "compile", str(wanted), "--constraints", str(limits), "--universal",
             "--python-version", OLDEST_AGENT_PYTHON, "--generate-hashes", "--no-header", "--no-annotate",
             "--no-emit-index-url", "--no-emit-find-links", "--quiet",
+            cwd=Path(name),  # away from the root pyproject.toml, whose pins bind the workspace's Python only
         )  # fmt: skip
     header = "# The agent's third-party packages, written by deploy/lock.py (make lock). Bring-up ships it to hosts.\n"
     return header + text
