@@ -110,7 +110,7 @@ class ServiceLog:
                 return
 
     def _older_blocks(self) -> Iterator[bytes]:
-        """The rotated parts, oldest first. All are opened before the first is read: a rotation meanwhile is harmless."""
+        """The rotated parts, oldest first; all are opened before the first is read: rotation meanwhile is harmless."""
         with contextlib.ExitStack() as stack:
             files = []
             for number in range(self._limits.kept_files, 0, -1):
