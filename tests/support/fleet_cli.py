@@ -1,9 +1,9 @@
 """The real `fleet` command as a subprocess, with a HOME, configuration and state of its own.
 
-    cli = FleetCli(folder, ssh_config)
-    cli.write_hosts({"gpu1": {}})
-    cli.ok("up", "all", "--yes")
-    document = cli.ok("hosts", "--json").document
+cli = FleetCli(folder, ssh_config)
+cli.write_hosts({"gpu1": {}})
+cli.ok("up", "all", "--yes")
+document = cli.ok("hosts", "--json").document
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Running:
             )
 
     @property
-    def output(self) -> str:
-        return self._output.read_text(errors="replace")
+    def said(self) -> str:
+        """What it has printed so far, on both streams."""
+        return self._output.read_text(errors="replace") + self._errors.read_text(errors="replace")
 
     def finish(self, seconds: float = COMMAND_SECONDS) -> Finished:
         """Waits for its end. Raises TimeoutError with what it has printed so far."""
@@ -73,7 +74,8 @@ class Running:
         return self.result(code)
 
     def result(self, code: int) -> Finished:
-        return Finished(self.arguments, code, self.output, self._errors.read_text(errors="replace"))
+        output = self._output.read_text(errors="replace")
+        return Finished(self.arguments, code, output, self._errors.read_text(errors="replace"))
 
     def end(self) -> None:
         """Kills it where it still runs."""
@@ -120,14 +122,18 @@ class FleetCli:
         assert finished.code == 0, str(finished)
         return finished
 
-    def close(self) -> None:
-        """Ends every command that still runs, and the resident controller."""
+    def end_commands(self) -> None:
+        """Ends every command that still runs."""
         for running in self._started:
             running.end()
+
+    def close(self) -> None:
+        """Ends every command, and the resident controller."""
+        self.end_commands()
         subprocess.run([*COMMAND, "controller", "stop"], env=self.environment, capture_output=True, check=False)
 
 
-def eventually(look: Callable[[], Found], what: str, seconds: float = 60.0) -> Found:
+def eventually(look: Callable[[], Found | None], what: str, seconds: float = 60.0) -> Found:
     """The first true value of `look`. Raises TimeoutError with `what` was waited for."""
     deadline = time.monotonic() + seconds
     while True:
