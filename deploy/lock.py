@@ -95,7 +95,10 @@ def for_newer_python(pin: str) -> str:
 
 
 def resolve_agent(constraints: list[str]) -> str:
-    """The text of agent-requirements.txt under these constraints."""
+    """The text of agent-requirements.txt under these constraints.
+
+    It is resolved outside the workspace, whose pins would hold for the agent's oldest Python, too.
+    """
     with tempfile.TemporaryDirectory() as name:
         wanted, limits = Path(name, "wanted.in"), Path(name, "limits.txt")
         wanted.write_text("\n".join(agent_dependencies()), encoding="utf-8")
