@@ -1,9 +1,11 @@
 """An agent's job side in a folder of its own: layout, supervisor with real runner processes, short ways to ask."""
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,18 @@ async def assert_gone(pid: int, seconds: float = 10.0) -> None:
     if identity is not None:
         assert await wait_gone(identity, seconds), f"process {pid} still runs"
         assert not is_alive(identity)
+
+
+async def wait_for_size(path: Path, size_bytes: int, seconds: float = 60.0) -> None:
+    """Until the file has grown to that size: what another process writes raises no event here."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + seconds
+        while not path.exists() or path.stat().st_size < size_bytes:
+            assert time.monotonic() < deadline, f"{path} did not reach {size_bytes} bytes"
+            time.sleep(0.02)
+
+    await asyncio.to_thread(wait)
 
 
 def state_of(events: list[JobEvent]) -> JobState | None:

@@ -11,7 +11,7 @@ import pytest
 from fleet_agent.artifacts import download as module
 from fleet_agent.artifacts.download import Watch, download, incomplete_path, response_range
 from fleet_agent.artifacts.hashing import expected_hash
-from fleet_agent.artifacts.http import Source
+from fleet_agent.artifacts.http import Source, open_url
 from fleet_agent.jobs.errors import JobProblem, Stopped
 from fleet_agent.jobs.model import ArtifactFile
 from support.stand_in_hub import StandInHub
@@ -154,7 +154,7 @@ def test_a_redirect_within_the_host_keeps_the_token(tmp_path: Path, follower: Fo
     with StandInHub(tmp_path / "hub", gated={REPOSITORY}) as hub:
         hub.add(REPOSITORY, "a.gguf", CONTENT)
         request = Source(f"{hub.url}/{REPOSITORY}/resolve/main/a.gguf", "Bearer hf_stand_in")
-        with module.open_url(request) as response:
+        with open_url(request) as response:
             assert response.status == 200
         assert hub.served[-1].authorization == "Bearer hf_stand_in"
 

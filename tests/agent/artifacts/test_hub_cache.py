@@ -16,7 +16,7 @@ from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import ArtifactFile, EnvironmentVariable, HubDownloadStep, JobSpec, JobState, Step
 from fleet_agent.process import identity_of
 from fleet_agent.steps import hub_download
-from support.agent_jobs import Agent, kill, make_layout, problem_of, result_of, running_agent, state_of
+from support.agent_jobs import Agent, kill, make_layout, problem_of, result_of, running_agent, state_of, wait_for_size
 from support.stand_in_hub import StandInHub
 
 REPOSITORY = "acme/tiny-GGUF"
@@ -215,7 +215,9 @@ async def test_a_disk_that_fills_up_in_mid_download(
     async with running_agent(type(layout).from_environment()) as agent:
         step = step_for(hub, {"big.gguf": os.urandom(1_500_000)})
         await agent.supervisor.submit(JobSpec("job", steps=(step,)))
-        await agent.until("job", lambda event: event.progress is not None and event.progress.done > 0)
+        assert step.hub_download is not None
+        sha256 = step.hub_download.files[0].sha256
+        await wait_for_size(small_disk / f"hub/models--acme--tiny-GGUF/blobs/{sha256}.incomplete", 500_000)
         free = shutil.disk_usage(small_disk).free
         (small_disk / "neighbour").write_bytes(bytes(free - 100_000))
         hub.behaviour.released.set()

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import os
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from support.agent_jobs import (
     result_of,
     running_agent,
     state_of,
+    wait_for_size,
 )
 from support.stand_in_hub import StandInHub
 
@@ -51,11 +51,6 @@ def python_step(code: str, name: str = "python", **more: object) -> Step:
     """A real child process: python3 of the host's allowlist."""
     tool = RunToolStep(ToolRef("", "python3"), ("-c", code), **more)  # type: ignore[arg-type]
     return Step(name, run_tool=tool)
-
-
-def wait_for_size(path: Path, size_bytes: int) -> None:
-    while not path.exists() or path.stat().st_size < size_bytes:
-        time.sleep(0.02)
 
 
 def touch_step(path: Path) -> Step:
@@ -173,6 +168,7 @@ async def grandchild_of(agent: Agent) -> int:
     return int(event.log.text.split()[1])
 
 
+@pytest.mark.slow
 async def test_cancel_ends_the_whole_tree(agent: Agent) -> None:
     await agent.supervisor.submit(JobSpec("job", steps=(python_step(STUBBORN),)))
     runner, grandchild = await agent.runner("job"), await grandchild_of(agent)
@@ -185,7 +181,8 @@ async def test_cancel_ends_the_whole_tree(agent: Agent) -> None:
 
 
 async def test_cancel_after_runner_and_agent_were_killed_ends_what_they_left(agent: Agent) -> None:
-    await agent.supervisor.submit(JobSpec("job", steps=(python_step(STUBBORN),)))
+    obedient = STUBBORN.replace("signal.SIG_IGN", "signal.SIG_DFL")
+    await agent.supervisor.submit(JobSpec("job", steps=(python_step(obedient),)))
     runner, grandchild = await agent.runner("job"), await grandchild_of(agent)
     await agent.supervisor.close()
     await kill(runner)
@@ -283,7 +280,7 @@ async def test_a_download_killed_in_the_middle_goes_on_in_the_next_runner(agent:
         await agent.supervisor.submit(JobSpec("job", steps=(Step("fetch", hub_download=step),)))
         runner = await agent.runner("job")
         part = agent.layout.hf_home / f"hub/models--acme--big-GGUF/blobs/{file.sha256}.incomplete"
-        await asyncio.wait_for(asyncio.to_thread(wait_for_size, part, 1_000_000), 60)
+        await wait_for_size(part, 1_000_000)
         hub.behaviour.hold_after = 0  # for the next request; the first one is held for ever
         await kill(runner)
         events = await asyncio.wait_for(agent.finish("job"), 60)
