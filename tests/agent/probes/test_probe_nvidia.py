@@ -1,11 +1,13 @@
 """The NVIDIA probe over an NVML that answers what each test says."""
 
 import dataclasses
+import json
 import os
 import pwd
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,9 @@ from fleet_agent.probes.model import GpuFacts, GpuProcess, NoData, NvidiaDriverF
 from fleet_agent.probes.nvidia import (
     Owner,
     ProcessesUnknown,
+    RawGpu,
+    RawNvidia,
+    RawProcess,
     assemble,
     foreign_gpu_processes,
     process_owner,
@@ -55,6 +60,42 @@ def test_every_fact_of_a_device_that_tells_everything() -> None:
                 GpuProcess(900, 50_000_000, "root", "Xorg", 1_600_000_000_000, ours=True, compute=False),
                 GpuProcess(4711, 18_200_000_000, "alice", "python3", 1_700_000_000_000),
             ),
+            processes_known=True,
+        ),
+    )
+
+
+def test_what_a_real_h100_answered() -> None:
+    """Captured through read_raw() on a host with one process that held 2 GiB; only the UUID was changed."""
+    file = Path(__file__).parent / "data" / "nvml_h100_80gb_driver_580.json"
+    document = json.loads(file.read_text())
+    (device,) = document["gpus"]
+    for name in ("compute_processes", "graphics_processes"):
+        device[name] = tuple(RawProcess(**one) for one in device[name])
+    device["memory"], device["compute_capability"] = tuple(device["memory"]), tuple(device["compute_capability"])
+    facts = assemble(RawNvidia(**{**document, "gpus": (RawGpu(**device),)}), lambda pid: Owner("root", "python3", 1))
+    assert facts.driver == NvidiaDriverFacts("580.159.04", "13.0")
+    assert facts.gpus == (
+        GpuFacts(
+            index=0,
+            uuid="GPU-00000000-0000-0000-0000-0000000000a1",
+            name="NVIDIA H100 80GB HBM3",
+            memory_total_bytes=85_520_809_984,
+            memory_free_bytes=82_221_137_920,
+            memory_used_bytes=3_299_672_064,
+            compute_capability_major=9,
+            compute_capability_minor=0,
+            power_limit_watts=700.0,
+            power_draw_watts=116.123,
+            sm_clock_mhz=1980,
+            memory_clock_mhz=2619,
+            temperature_celsius=37,
+            utilization_percent=0,
+            throttle_reasons=(),
+            throttle_reasons_known=True,
+            persistence_mode=True,
+            mig_enabled=False,
+            processes=(GpuProcess(415, 2_787_115_008, "root", "python3", 1),),
             processes_known=True,
         ),
     )
