@@ -65,6 +65,7 @@ class _Up:
             self._say("detect", "looking at the host")
             platform = await probe(link, self.host)
             platform_words(platform)
+            self._manager(platform)
             if not self.options.force and await self._is_current(platform, release):
                 self._done(f"unchanged: agent {release.name} runs")
                 return
@@ -92,9 +93,16 @@ class _Up:
         return True
 
     def _manager(self, platform: HostPlatform) -> str:
-        """Local hosts with a root of their own are many on one machine, often short-lived: no unit is made for them."""
-        if self.options.manager:
-            return self.options.manager
+        """Local hosts with a root of their own are many on one machine, often short-lived: no unit is made for them.
+
+        Raises BringUpFailed for a wanted manager that the host does not have.
+        """
+        wanted = self.options.manager
+        if wanted and wanted not in ("background", platform.manager):
+            message = f"it cannot run the agent under {wanted}: it has {platform.manager or 'no service manager'}"
+            raise BringUpFailed(self.host.name, message, "leave it out, or take: background")
+        if wanted:
+            return wanted
         if self.host.transport == "local" and self.host.agent_root:
             return "background"
         return platform.manager or "background"

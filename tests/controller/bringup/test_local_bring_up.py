@@ -133,6 +133,12 @@ async def test_contact_with_a_host_that_was_never_brought_up(hosts: list[Host], 
             pass
 
 
+async def test_a_service_manager_that_the_host_does_not_have(hosts: list[Host], pool: AgentPool) -> None:
+    event = (await last(bring_up(hosts[:1], pool, UpOptions(manager="launchd"))))["one"]
+    assert event.problem is not None
+    assert "cannot run the agent under launchd" in event.problem.message
+
+
 async def test_a_wheel_folder_that_is_not_there(hosts: list[Host], pool: AgentPool, tmp_path: Path) -> None:
     host = hosts[0].model_copy(update={"python": "/usr/bin/env"})  # no borrowing: a named interpreter installs
     event = (await last(bring_up([host], pool, UpOptions(wheel_folder=tmp_path / "missing"))))["one"]
