@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -146,6 +147,9 @@ class AgentClient:
             return await method(request, timeout=timeout_seconds)
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from None
+        except asyncio.CancelledError:
+            self._raise_if_dropped()
+            raise
 
     async def _stream(self, method: Callable[..., Any], request: Message, model: type[Model]) -> AsyncIterator[Model]:
         async for message in self._messages(method, request):
@@ -158,8 +162,17 @@ class AgentClient:
                 yield message
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from None
+        except asyncio.CancelledError:
+            self._raise_if_dropped()
+            raise
         finally:
             call.cancel()
+
+    def _raise_if_dropped(self) -> None:
+        """gRPC cancels the calls of a channel that is closed, as if our own task were cancelled; tell the two apart."""
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise self._unavailable("the channel was closed, since the agent was restarted") from None
 
     def _translate(self, error: grpc.aio.AioRpcError) -> TransportError:
         status = error.code()

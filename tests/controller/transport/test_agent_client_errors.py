@@ -176,6 +176,53 @@ async def test_a_followed_job_goes_on_after_the_agent_came_back(
     await pool.close()
 
 
+async def test_a_followed_job_survives_that_bring_up_drops_the_channel(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def watch(after: int) -> AsyncIterator[jobs_pb2.JobEvent]:
+        asked.append(after)
+        if after == 0:
+            yield event(1)
+            await asyncio.Event().wait()
+        yield event(2, jobs_pb2.JOB_STATE_SUCCEEDED)
+
+    async def found(*_: object) -> InstalledAgent:
+        return InstalledAgent("m", "/", stage.path, "1", running=True, manager="background")
+
+    stage.agent.watch = watch
+    monkeypatch.setattr("fleet_controller.transport.pool.discover", found)
+    pool = AgentPool(tmp_path)
+    host = Host.model_validate({"name": "gpu1", "address": "localhost", "transport": "local"})
+    seen: list[int] = []
+    dropping: list[asyncio.Task[None]] = []
+    async for item in pool.follow_job(host, "j"):
+        seen.append(item.sequence)
+        if item.sequence == 1:
+            dropping.append(asyncio.create_task(pool.reset_channel(host)))
+    assert (seen, asked) == ([1, 2], [0, 1])
+    await asyncio.gather(*dropping)
+    await pool.close()
+
+
+async def test_a_callers_own_cancellation_stays_one(stage: Stage) -> None:
+    started = asyncio.Event()
+
+    async def hang(_: Any) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    stage.agent.get_job = hang
+    channel = open_channel(stage.path)
+    task = asyncio.create_task(AgentClient("gpu1", channel).get_job("j"))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await channel.close()
+
+
 async def test_a_job_on_a_host_that_stays_away_ends_in_an_error(stage: Stage, tmp_path: Path) -> None:
     host = Host.model_validate(
         {"name": "gpu1", "address": "localhost", "transport": "local", "agent_root": str(tmp_path / "none")}
