@@ -18,13 +18,15 @@ from typing import Any
 from end_to_end.wheel_index import WheelIndex
 
 from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION
-from support.agent_wheels import wheels_for
+from fleet_controller.bringup.wheelhouse import uv_binary, uv_wheel
+from support.agent_wheels import this_platform, wheels_for
 from support.fleet_cli import FleetCli, eventually
 from support.namespaces import NamespaceFleet, namespace_fleet
 from support.stand_in_hub import StandInHub
 from support.tiny_model import TinyModel, make_tiny_model
 
 HOSTS = ("gpu1", "gpu2", "mac1")
+MLX_HOST = "mac1"
 MLX_REQUIREMENTS = (f"mlx-lm=={MLX_LM_VERSION}", f"mlx[cpu]=={MLX_VERSION}")
 GGUF_NAME = "tiny-F16.gguf"
 HELD_BYTES = 1 << 20  # so much of a held file goes out, in blocks of the hub's own size
@@ -105,7 +107,8 @@ class Lab:
         return [pid for pid in self.fleet.pids(host) if all(word in _command_line(pid) for word in words)]
 
     def servers(self, host: str, name: str) -> list[int]:
-        return self.processes(host, "llama-server", f"models--lab--{name}/")
+        """The model servers of one service, of either backend."""
+        return self.processes(host, "--model", f"models--lab--{name}/")
 
     def agents(self, host: str) -> list[int]:
         return self.processes(host, "-m fleet_agent serve")
@@ -118,13 +121,7 @@ class Lab:
         return found
 
     def downloaded(self, name: str) -> list[tuple[int, int]]:
-        """(start, end) of each answer with the model's bytes, without the planner's looks at its header."""
-        with self.hub.changed:
-            return [
-                (one.start, one.start + one.sent)
-                for one in self.hub.served
-                if one.repository == f"lab/{name}" and (one.range_header is None or one.range_header.endswith("-"))
-            ]
+        return downloaded(self.hub, name)
 
     # -- mishaps ----------------------------------------------------------------------------------------------
 
@@ -181,6 +178,16 @@ class Lab:
             self.cli.run("stop", "--all", "--remove", "--yes")
 
 
+def downloaded(hub: StandInHub, name: str) -> list[tuple[int, int]]:
+    """(start, end) of each answer with the model's bytes, without the planner's looks at its header."""
+    with hub.changed:
+        return [
+            (one.start, one.start + one.sent)
+            for one in hub.served
+            if one.repository == f"lab/{name}" and (one.range_header is None or one.range_header.endswith("-"))
+        ]
+
+
 def one(pids: list[int]) -> int:
     """The only one of them: two would be work done twice."""
     assert len(pids) == 1, pids
@@ -231,11 +238,23 @@ def lab_of_three(folder: Path, binaries: Path) -> Iterator[Lab]:
         cli.write_hosts(
             {name: {} for name in HOSTS}, environment={"HF_ENDPOINT": hub.url, "UV_DEFAULT_INDEX": index.url}
         )
-        lab = Lab(fleet, cli, hub, index, model, engine, wheels_for(host_python(fleet, HOSTS[0]), with_uv=True))
-        cli.ok("up", "all", "--yes", "--wheels", str(lab.wheels))
+        wheels = wheels_for(host_python(fleet, HOSTS[0]), with_uv=True)
+        give_uv(fleet, MLX_HOST, wheels)
+        lab = Lab(fleet, cli, hub, index, model, engine, wheels)
+        cli.ok("up", "all", "--yes", "--wheels", str(wheels))
         yield lab
+
+
+def give_uv(fleet: NamespaceFleet, host: str, wheels: Path) -> None:
+    """uv where its own installer puts it: MLX-LM's environment is made with the host's uv."""
+    wheel = uv_wheel(wheels, this_platform())
+    assert wheel is not None
+    folder = fleet.hosts[host].home / ".local" / "bin"
+    fleet.sh(host, f"mkdir -p {shlex.quote(str(folder))}")
+    (folder / "uv").write_bytes(uv_binary(wheel))
+    (folder / "uv").chmod(0o755)
 
 
 def controller_address(fleet: NamespaceFleet) -> str:
     """This machine's address on the hosts' network."""
-    return f"{fleet.hosts[HOSTS[0]].address.rpartition('.')[0]}.1"
+    return f"{next(iter(fleet.hosts.values())).address.rpartition('.')[0]}.1"

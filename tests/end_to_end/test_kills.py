@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from end_to_end.lab import HELD_BYTES, Lab, kill, one
@@ -20,20 +19,22 @@ def controller(lab: Lab) -> Iterator[int]:
     lab.cli.run("controller", "stop")
 
 
-def job_folders(lab: Lab, host: str, name: str) -> list[Path]:
-    return sorted((lab.machine_dir(host) / "jobs").glob(f"deploy-{name}-*"))
-
-
 def assert_done_once(lab: Lab, host: str, name: str) -> None:
-    """One job did it, its history has no gap and one end, and one server answers."""
-    (folder,) = job_folders(lab, host, name)
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
-    finished = [event["step_finished"] for event in events if event.get("step_finished")]
-    assert len(finished) == len(set(finished))
+    """Each piece of work was done by one attempt, no history has a gap, and one server answers."""
+    done: list[str] = []
+    for folder in (lab.machine_dir(host) / "jobs").glob(f"deploy-{name}-*"):
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        assert [event["state"] for event in events if event.get("state")][-1] == "JOB_STATE_SUCCEEDED"
+        started = ""
+        for event in events:
+            started = event.get("step_started") or started
+            if event.get("result") and json.loads(event["result"]["json"]).get("changed"):
+                done.append(started)
+    assert f"fetch lab/{name}" in done
+    assert len(done) == len(set(done)), done
     assert not lab.runners(host)
-    if lab.servers(host, name):
-        one(lab.servers(host, name))
+    assert len(lab.servers(host, name)) == 1
     assert lab.chat(host, name) == ANSWER
 
 
