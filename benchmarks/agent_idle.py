@@ -52,16 +52,21 @@ class Reading:
     processes: int
 
 
+def voluntary_switches(pid: int) -> int:
+    """How often the threads of a process went to sleep so far (Linux; psutil counts the first thread only)."""
+    statuses = (task.joinpath("status").read_text() for task in Path(f"/proc/{pid}/task").iterdir())
+    return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in statuses)
+
+
 def read(process: psutil.Process) -> Reading:
     members = [process, *process.children(recursive=True)]
     memory = [member.memory_full_info() for member in members]
     times = [member.cpu_times() for member in members]
-    switches = [member.num_ctx_switches() for member in members]
     return Reading(
         rss_bytes=sum(entry.rss for entry in memory),
         uss_bytes=sum(entry.uss for entry in memory),
         cpu_seconds=sum(entry.user + entry.system for entry in times),
-        wakeups=sum(entry.voluntary for entry in switches),
+        wakeups=sum(voluntary_switches(member.pid) for member in members),
         processes=len(members),
     )
 
