@@ -39,10 +39,10 @@ def finish_events(finished: list[controller_pb2.HostEvent], as_json: bool) -> No
         print_json({"hosts": [outcome(event) for event in finished]})
     else:
         for event in finished:
-            if event.HasField("problem"):
-                report(f"{event.host}: {event.problem.message}", event.problem.remedy)
-            elif event.HasField("host_key"):
+            if event.HasField("host_key"):  # what to do about it was said when it was asked about
                 report(f"{event.host}: nothing was done: its host key is not accepted")
+            elif event.HasField("problem"):
+                report(f"{event.host}: {event.problem.message}", event.problem.remedy)
             else:
                 print(f"{event.host}: {event.message}")
     leave_with(finished)
