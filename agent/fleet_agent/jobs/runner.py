@@ -20,7 +20,7 @@ from fleet_agent.jobs.disk import check_disk
 from fleet_agent.jobs.emitter import Emitter
 from fleet_agent.jobs.errors import DISK_FULL_ERRNOS, READ_ONLY_ERRNOS, JobProblem, disk_full, not_writable
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, Problem, StepResult
-from fleet_agent.jobs.store import EventWriter, JobFolder, write_json
+from fleet_agent.jobs.store import EXIT_LOCKED, EventWriter, JobFolder, write_json
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import identity_of
@@ -28,7 +28,6 @@ from fleet_agent.steps import module_for
 from fleet_agent.steps.context import CHILD_GRACE_SECONDS, StepContext
 from fleet_agent.steps.output import free_bytes
 
-EXIT_LOCKED = 75  # sysexits.h EX_TEMPFAIL: another runner works on this job
 EXIT_INTERRUPTED = 143  # SIGTERM without a cancel: the host goes down, the job goes on later
 RESERVE_BYTES = 64 << 10
 

@@ -16,12 +16,12 @@ from fleet_agent.configuration import check_environment
 from fleet_agent.jobs.children import end_children
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, JobStatus, Problem
-from fleet_agent.jobs.runner import EXIT_LOCKED
-from fleet_agent.jobs.store import EventReader, EventWriter, JobFolder, JobStore, JobView
+from fleet_agent.jobs.store import EXIT_LOCKED, EventReader, EventWriter, JobFolder, JobStore, JobView
 from fleet_agent.layout import Layout
 from fleet_agent.process import ProcessIdentity, exit_code, forget, is_alive, send_signal, spawn, terminate_tree
 from fleet_agent.process import wait_gone as wait_process_gone
 from fleet_agent.steps import module_for
+from fleet_agent.tasks import end_task
 
 MAX_ATTEMPTS = 3
 CANCEL_GRACE_SECONDS = 30.0
@@ -60,10 +60,7 @@ class JobSupervisor:
 
     async def close(self) -> None:
         """Stop looking after jobs. Their runners go on."""
-        tasks = list(self._overseers.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*map(end_task, list(self._overseers.values())))
         for bell in list(self._bells.values()):
             bell.close()
         self._bells.clear()

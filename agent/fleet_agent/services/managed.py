@@ -51,6 +51,7 @@ from fleet_agent.services.transitions import (
     Stopped,
     advance,
 )
+from fleet_agent.tasks import end_task
 
 DEFAULT_GRACE_SECONDS = 20.0
 _CAUSE_LINES = 200
@@ -154,8 +155,7 @@ class ManagedService:
         """Stops watching; the server goes on."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_task(task)
 
     def removed(self) -> None:
         """Tells the watchers that this service is no more."""
