@@ -2,7 +2,10 @@
 
 import typer
 
-app = typer.Typer(help="Look after the agents themselves; running models are not touched.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look after the agents themselves: models go on running, except where an agent is removed.",
+    no_args_is_help=True,
+)
 PATTERN = typer.Argument(..., metavar="PATTERN", help="Hosts: names, globs (gpu*), @groups, !exclusions, commas.")
 YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
 JSON = typer.Option(False, "--json", help="One JSON document on stdout.")

@@ -15,13 +15,15 @@ def register(app: typer.Typer) -> None:
 
 def deploy(
     model: str = typer.Argument(
-        "", metavar="MODEL", help="A name of `fleet models`, name:quant, or a path on the hosts."
+        "", metavar="MODEL", help="A name of `fleet models`, name:quant, or an absolute path on the hosts."
     ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     backend: str = typer.Option("", "--backend", "-b", help="llama.cpp or mlx-lm; chosen per host where not given."),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
     quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),
-    context: int | None = typer.Option(None, "--context", "-c", min=1, help="Context length in tokens."),
+    context: int | None = typer.Option(
+        None, "--context", "-c", min=1, help="Context length in tokens, for each request."
+    ),
     port: int | None = typer.Option(None, "--port", "-p", min=1, max=65535, help="Port of the endpoint on the host."),
     max_parallel: int | None = typer.Option(None, "--max-parallel", min=1, help="Requests served at once."),
     repository: str = typer.Option("", "--repo", "--repository", help="Any repository of the model hub, owner/name."),

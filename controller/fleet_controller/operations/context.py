@@ -44,7 +44,7 @@ class FleetContext:
 
     def warm_connections(self) -> int:
         """How many agents have an open channel."""
-        return sum(contact.channel is not None for contact in self.pool._contacts.values())
+        return self.pool.warm_connections
 
     async def close(self) -> None:
         await self.running.close()

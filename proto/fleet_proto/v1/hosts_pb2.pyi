@@ -299,7 +299,7 @@ class DiskFacts(_message.Message):
     FILESYSTEM_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
     purpose: _builtins.str
-    """"state" | "engines" | "models" | "home" """
+    """"state" | "engines" | "models" | "model folder" | "home" """
     path: _builtins.str
     total_bytes: _builtins.int
     free_bytes: _builtins.int

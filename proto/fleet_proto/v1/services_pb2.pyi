@@ -93,7 +93,7 @@ class ServiceSpec(_message.Message):
     """catalog name or repository"""
     quantization: _builtins.str
     context_length: _builtins.int
-    """tokens, as asked for on the command line of the server"""
+    """tokens of one request; a server that divides its context among slots is given more"""
     max_parallel: _builtins.int
     """slots; 0 = the backend's default"""
     bind_address: _builtins.str
