@@ -162,6 +162,18 @@ class JobStore:
             raise JobConflict(spec.job_id)
         return folder, False
 
+    def remove(self, folder: JobFolder) -> None:
+        """Forget a job that has ended. Renamed first, so that half of it is never taken for a job."""
+        doomed = folder.path.with_name(f".old-{folder.job_id}")
+        folder.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Drop what a killed agent left half made or half removed."""
+        for pattern in (".new-*", ".old-*"):
+            for path in self.jobs_dir.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
     def _fill(self, path: Path, spec: JobSpec) -> None:
         path.mkdir(mode=0o700)
         write_json(path / "spec.json", encode(spec))
@@ -235,9 +247,11 @@ class EventWriter:
         event = JobEvent(self.sequence + 1, now_unix_ms(), step_index, **content)
         line = json.dumps(encode(event), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         try:
-            self._stream.write(line)
+            rest = memoryview(line)
+            while rest:  # a disk that fills up takes a part without an error; the next write says why
+                rest = rest[self._stream.write(rest) :]
         except OSError:
-            with contextlib.suppress(OSError):  # a full disk may take half a line; the next one must not follow it
+            with contextlib.suppress(OSError):  # what was taken of the line goes: the next one must not follow it
                 os.ftruncate(self._stream.fileno(), self._size)
             raise
         self._size += len(line)

@@ -6,6 +6,7 @@ that live and replaces the ones that do not.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, JobStatus, Problem
 from fleet_agent.jobs.store import EXIT_LOCKED, EventReader, EventWriter, JobFolder, JobStore, JobView
 from fleet_agent.layout import Layout
+from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, exit_code, forget, is_alive, send_signal, spawn, terminate_tree
 from fleet_agent.process import wait_gone as wait_process_gone
 from fleet_agent.steps import module_for
@@ -27,8 +29,14 @@ MAX_ATTEMPTS = 3
 CANCEL_GRACE_SECONDS = 30.0
 CHILD_GRACE_SECONDS = 10.0
 LOCKED_PAUSE_SECONDS = 0.2
+# A runner that could not even be started: no memory, no process left, a full disk.
+START_PAUSE_SECONDS = 5.0
+# Ended jobs are kept for whoever asks late; a bench's output may take megabytes, so not all for ever.
+KEPT_ENDED_JOBS = 200
 FALLBACK_POLL_SECONDS = 0.25
 PIPE_BYTES = 1 << 16
+
+_logger = logging.getLogger(__name__)
 
 
 def check_spec(spec: JobSpec) -> None:
@@ -51,16 +59,18 @@ class JobSupervisor:
         self._views: dict[str, JobView] = {}
         self._overseers: dict[str, asyncio.Task[None]] = {}
         self._bells: dict[str, _Bell] = {}
+        self._cancels: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Take up every unfinished job: adopt its runner, or give it a new one."""
-        for folder in self._store.folders():
-            if not self._view(folder).status().state.terminal:
-                self._oversee(folder)
+        self._store.sweep()
+        for status in self.list(active_only=True):
+            self._oversee(self._store.folder(status.job_id))
+        self._prune()
 
     async def close(self) -> None:
-        """Stop looking after jobs. Their runners go on."""
-        await asyncio.gather(*map(end_task, list(self._overseers.values())))
+        """Stop looking after jobs. Their runners go on; a cancel that is not through is taken up by the next agent."""
+        await asyncio.gather(*map(end_task, [*self._overseers.values(), *self._cancels.values()]))
         for bell in list(self._bells.values()):
             bell.close()
         self._bells.clear()
@@ -71,10 +81,12 @@ class JobSupervisor:
         Raises SpecProblem, JobConflict, EnvironmentNotAllowedError, ToolError.
         """
         check_spec(spec)
-        folder, _ = self._store.create(spec)
+        folder, is_new = self._store.create(spec)
         status = self._view(folder).status()
         if not status.state.terminal:
             self._oversee(folder)
+        if is_new:
+            self._prune()
         return status
 
     def get(self, job_id: str) -> JobStatus:
@@ -82,8 +94,13 @@ class JobSupervisor:
         return self._view(self._store.folder(job_id)).status()
 
     def list(self, active_only: bool = False) -> tuple[JobStatus, ...]:
-        """Every job, oldest first."""
-        statuses = [self._view(folder).status() for folder in self._store.folders()]
+        """Every job, oldest first. One whose folder is damaged is left out and logged: it hurts no other."""
+        statuses = []
+        for folder in self._store.folders():
+            try:
+                statuses.append(self._view(folder).status())
+            except (ValueError, TypeError, OSError, ProblemError) as error:
+                _logger.error("job %s cannot be read: %s", folder.job_id, error)
         kept = [status for status in statuses if not (active_only and status.state.terminal)]
         return tuple(sorted(kept, key=lambda status: (status.created_unix_ms, status.job_id)))
 
@@ -114,12 +131,18 @@ class JobSupervisor:
         if view.status().state.terminal:
             return view.status()
         folder.request_cancel()
-        overseer = self._overseers.pop(job_id, None)
-        if overseer is not None:
-            overseer.cancel()
-            await asyncio.gather(overseer, return_exceptions=True)
-        await self._finish_cancel(folder)
+        task = self._cancels.get(job_id)
+        if task is None:
+            task = self._cancels[job_id] = asyncio.create_task(self._cancel(folder), name=f"cancel {job_id}")
+            task.add_done_callback(lambda _: self._cancels.pop(job_id, None))
+        await asyncio.shield(task)  # a caller who goes away must not leave a job that nobody looks after
         return view.status()
+
+    async def _cancel(self, folder: JobFolder) -> None:
+        overseer = self._overseers.get(folder.job_id)
+        if overseer is not None:
+            await end_task(overseer)
+        await self._finish_cancel(folder)
 
     async def _finish_cancel(self, folder: JobFolder) -> None:
         while (runner := living_runner(folder) or await self._starting_runner(folder)) is not None:
@@ -139,6 +162,14 @@ class JobSupervisor:
             await asyncio.sleep(LOCKED_PAUSE_SECONDS)
             if (runner := living_runner(folder)) is not None:
                 return runner
+
+    def _prune(self) -> None:
+        ended = [status.job_id for status in self.list() if status.state.terminal]
+        for job_id in ended[:-KEPT_ENDED_JOBS]:
+            if job_id not in self._bells:  # somebody watches it
+                with contextlib.suppress(OSError):
+                    self._store.remove(self._store.folder(job_id))
+                self._views.pop(job_id, None)
 
     def _view(self, folder: JobFolder) -> JobView:
         return self._views.setdefault(folder.job_id, JobView(folder))
@@ -164,8 +195,13 @@ class JobSupervisor:
                 if max(started, int(folder.runner().get("attempt", 0))) >= MAX_ATTEMPTS:
                     await self._give_up(folder)
                     return
-                runner = self._start_runner(folder)
                 started += 1
+                try:
+                    runner = self._start_runner(folder)
+                except OSError as error:
+                    _logger.error("job %s: its runner cannot be started: %s", folder.job_id, error)
+                    await asyncio.sleep(START_PAUSE_SECONDS)
+                    continue
             await wait_process_gone(runner)
             if exit_code(runner) == EXIT_LOCKED:
                 started -= 1

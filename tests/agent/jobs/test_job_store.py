@@ -1,7 +1,9 @@
 """A job's folder: ids, atomic creation, events without gaps, torn lines."""
 
+import errno
 import json
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -70,6 +72,52 @@ def test_torn_last_line_is_invisible_and_cut_off_by_the_next_writer(store: JobSt
         writer.append(state=JobState.FAILED)
     assert [event.sequence for event in reader.read()] == [4, 5]
     assert [event.sequence for event in EventReader(folder.events_path).read()] == [1, 2, 3, 4, 5]
+
+
+class _FillingDisk:
+    """A file whose disk fills up in mid-line: a part is taken without an error, then nothing more."""
+
+    def __init__(self, stream: IO[bytes], room_bytes: int) -> None:
+        self._stream = stream
+        self._room = room_bytes
+
+    def write(self, data: bytes) -> int:
+        if self._room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self._stream.write(bytes(data)[: self._room])
+        self._room -= taken
+        return taken
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def test_a_line_that_a_filling_disk_took_half_of_is_taken_back(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = store.create(SPEC)
+    with EventWriter(folder) as writer:
+        whole = writer._stream
+        monkeypatch.setattr(writer, "_stream", _FillingDisk(whole, room_bytes=10))
+        with pytest.raises(OSError, match="No space"):
+            writer.append(state=JobState.RUNNING)
+        monkeypatch.setattr(writer, "_stream", whole)
+        writer.append(problem=Problem("disk-full", "the disk is full"))
+    events = EventReader(folder.events_path).read()
+    assert [event.sequence for event in events] == [1, 2]
+    assert events[-1].problem == Problem("disk-full", "the disk is full")
+
+
+def test_removed_and_half_made_jobs_leave_nothing(store: JobStore) -> None:
+    folder, _ = store.create(SPEC)
+    (store.jobs_dir / ".new-job-2-99").mkdir()
+    (store.jobs_dir / ".old-job-3").mkdir()
+    store.remove(folder)
+    store.sweep()
+    assert list(store.jobs_dir.iterdir()) == []
 
 
 def test_only_one_writer(store: JobStore) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fleet_agent.jobs.supervisor as supervisor_module
 from fleet_agent.jobs.errors import JobConflict, SpecProblem
 from fleet_agent.jobs.model import (
     ArtifactFile,
@@ -178,6 +179,41 @@ async def test_cancel_ends_the_whole_tree(agent: Agent) -> None:
     await assert_gone(grandchild, 0.1)
     assert (await agent.supervisor.cancel("job")) == status
     assert state_of(await agent.finish("job")) is JobState.CANCELLED
+
+
+async def test_cancel_goes_on_when_its_caller_goes_away(agent: Agent) -> None:
+    code = "import os, time; print('grandchild', os.getpid(), flush=True); time.sleep(600)"
+    await agent.supervisor.submit(JobSpec("job", steps=(python_step(code),)))
+    child = await grandchild_of(agent)
+    cancel = asyncio.create_task(agent.supervisor.cancel("job"))
+    await asyncio.sleep(0)  # it has asked, and waits for the runner
+    assert agent.folder("job").cancel_requested
+    cancel.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancel
+    assert state_of(await asyncio.wait_for(agent.finish("job"), 30)) is JobState.CANCELLED
+    await assert_gone(child)
+
+
+async def test_a_runner_that_cannot_be_started_fails_the_job_instead_of_leaving_it_alone(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "START_PAUSE_SECONDS", 0.01)
+    agent.supervisor = JobSupervisor(agent.layout, [str(tmp_path / "no-such-program")])
+    assert problem_of(await asyncio.wait_for(agent.run(python_step("pass")), 30))[0] == "runner-died"
+
+
+async def test_old_ended_jobs_are_forgotten_and_a_damaged_one_hurts_no_other(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        await agent.run(python_step("pass"), job_id=f"job-{number}")
+    (agent.folder("job-3").path / "spec.json").write_text("{")
+    monkeypatch.setattr(supervisor_module, "KEPT_ENDED_JOBS", 1)
+    agent.restart()
+    await agent.supervisor.start()
+    assert [status.job_id for status in agent.supervisor.list()] == ["job-2"]
+    assert state_of(await agent.run(python_step("pass"), job_id="job-4")) is JobState.SUCCEEDED
 
 
 async def test_cancel_after_runner_and_agent_were_killed_ends_what_they_left(agent: Agent) -> None:
