@@ -25,11 +25,19 @@ from support.namespaces import NamespaceFleet, namespace_fleet
 from support.stand_in_hub import StandInHub
 from support.tiny_model import TinyModel, make_tiny_model
 
+# A chat client for hosts that may lack curl: URL and body are its arguments.
+ASK = """
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
+print(urllib.request.urlopen(request, timeout=120).read().decode())
+"""
 HOSTS = ("gpu1", "gpu2", "mac1")
 MLX_HOST = "mac1"
 MLX_REQUIREMENTS = (f"mlx-lm=={MLX_LM_VERSION}", f"mlx[cpu]=={MLX_VERSION}")
 GGUF_NAME = "tiny-F16.gguf"
-HELD_BYTES = 1 << 20  # so much of a held file goes out, in blocks of the hub's own size
+# A held file stops after so many bytes: more than the planner reads of a header (4 MiB), less than the model has.
+HELD_BYTES = 5 << 20
+MODEL_LAYERS = 5
 
 
 @dataclass
@@ -90,10 +98,8 @@ class Lab:
     def ask(self, host: str, endpoint: str, model: str) -> str:
         """One chat completion, asked on the host itself, where the endpoint listens."""
         body = {"model": model, "messages": [{"role": "user", "content": "Which?"}], "max_tokens": 16, "temperature": 0}
-        url = shlex.quote(f"{endpoint}/chat/completions")
-        header = "-H 'Content-Type: application/json'"
-        answer = self.fleet.sh(host, f"curl -sSf --max-time 120 {header} -d {shlex.quote(json.dumps(body))} {url}")
-        text: str = json.loads(answer)["choices"][0]["message"]["content"]
+        words = ["python3", "-c", ASK, f"{endpoint}/chat/completions", json.dumps(body)]
+        text: str = json.loads(self.fleet.sh(host, shlex.join(words)))["choices"][0]["message"]["content"]
         return text
 
     def chat(self, host: str, name: str) -> str:
@@ -125,17 +131,22 @@ class Lab:
 
     # -- mishaps ----------------------------------------------------------------------------------------------
 
-    def hold_downloads(self) -> None:
-        """Files stop in their middle until release_downloads(); the planner's look at the header passes."""
-        self.hub.behaviour.released = threading.Event()
-        self.hub.behaviour.hold_after = HELD_BYTES
+    def hold_downloads(self, after_bytes: int = HELD_BYTES) -> None:
+        """Answers stop in their middle until release_downloads(); the planner's look at the header passes.
+
+        Those that are held already stay so.
+        """
+        behaviour = self.hub.behaviour
+        behaviour.hold_after = after_bytes
+        if behaviour.released.is_set():
+            behaviour.released = threading.Event()
 
     def release_downloads(self) -> None:
         self.hub.behaviour.hold_after = 0
         self.hub.behaviour.released.set()
 
     def wait_until_held(self, name: str, answers: int = 1) -> None:
-        """Until so many downloads of the model stand still after their first MiB, on the hub's side."""
+        """Until so many downloads of the model stand still, on the hub's side."""
 
         def held() -> bool:
             found = self.downloaded(name)
@@ -234,7 +245,7 @@ def lab_of_three(folder: Path, binaries: Path) -> Iterator[Lab]:
         stack.callback(cli.close)
         hub = stack.enter_context(StandInHub(fleet.folder / "hub", controller_address(fleet)))
         index = stack.enter_context(WheelIndex(controller_address(fleet)))
-        model = make_tiny_model(fleet.folder / "model")
+        model = make_tiny_model(fleet.folder / "model", layers=MODEL_LAYERS)
         cli.write_hosts(
             {name: {} for name in HOSTS}, environment={"HF_ENDPOINT": hub.url, "UV_DEFAULT_INDEX": index.url}
         )

@@ -50,24 +50,22 @@ def test_a_quantization_that_the_repository_lacks(lab: Lab) -> None:
     assert not lab.downloaded("only-f16")
 
 
-def test_a_truncated_gguf(lab: Lab) -> None:
-    """Cut off in its header, the controller sees it; cut off in its weights, only the model server does."""
-    whole = lab.model.gguf_path.read_bytes()
+@pytest.mark.parametrize(("cut", "size_bytes"), [("header", 2000), ("weights", 2_000_000)])
+def test_a_truncated_gguf(lab: Lab, cut: str, size_bytes: int) -> None:
+    """Seen before anything is started, on the hub as on a disk."""
+    content = lab.model.gguf_path.read_bytes()[:size_bytes]
     folder = lab.fleet.folder / "truncated"
     folder.mkdir(exist_ok=True)
-    for name, size in (("header-F16.gguf", 2000), ("weights-F16.gguf", len(whole) * 2 // 3)):
-        (folder / name).write_bytes(whole[:size])
+    (folder / f"{cut}-F16.gguf").write_bytes(content)
     more = ("--backend", "llama.cpp", "--engine-path", str(lab.engine), "--context", "512", "--yes")
+    local = lab.cli.run("deploy", str(folder / f"{cut}-F16.gguf"), "--hosts", "gpu1", *more)
+    assert_one_error(local, 2, f"{cut}-F16.gguf", "cut off", "next: ")
 
-    header = lab.cli.run("deploy", str(folder / "header-F16.gguf"), "--hosts", "gpu1", *more)
-    assert header.code in (1, 2), str(header)
-    assert "header-F16.gguf" in header.said
-    assert "cut off" in header.said
-
-    lab.published.append("weights-f16")
-    weights = lab.cli.run("deploy", str(folder / "weights-F16.gguf"), "--hosts", "gpu1", *more)
-    assert_one_error(weights, 1, "gpu1: ")
-    assert re.search("truncated|cut off|incomplete|corrupt", weights.errors), str(weights)
+    lab.hub.add(f"lab/truncated-{cut}", GGUF_NAME, content)
+    lab.published.append(f"truncated-{cut}")
+    remote = lab.cli.run(*lab.deploy_arguments(f"lab/truncated-{cut}", "gpu1"))
+    assert remote.code in (1, 2), str(remote)
+    assert re.search("cut off|truncated|incomplete", remote.errors), str(remote)
 
 
 def test_a_hub_whose_bytes_are_wrong(lab: Lab) -> None:

@@ -39,7 +39,7 @@ def test_a_link_is_cut_in_mid_job_and_restored(lab: Lab) -> None:
     assert finished.code == 0, str(finished)
     ranges = lab.downloaded("cut-link")
     assert ranges[-1][1] == lab.model_bytes
-    assert sum(end - start for start, end in ranges) < lab.model_bytes + HELD_BYTES  # nothing began at zero again
+    assert all(start >= HELD_BYTES for start, _ in ranges[1:])  # nothing began at zero again
     assert lab.chat("gpu1", "cut-link") == ANSWER
     one(lab.servers("gpu1", "cut-link"))
 
@@ -81,7 +81,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_download(lab: Lab) -> No
     lab.publish("too-big")
     with small_disk(lab, "gpu2", lab.model_bytes // 2):
         finished = lab.cli.run(*lab.deploy_arguments("lab/too-big", "gpu2"))
-    assert finished.code == 1, str(finished)
+    assert finished.code == 3, str(finished)
     assert "free" in finished.said
     assert "huggingface" in finished.said
     assert not lab.downloaded("too-big")
@@ -123,13 +123,13 @@ def test_a_read_only_model_folder(lab: Lab) -> None:
 
         finished = lab.cli.run(*lab.deploy_arguments("lab/absent", "gpu2"))
     assert finished.code == 1, str(finished)
-    assert "cannot be written" in finished.errors or "not writable" in finished.errors
+    assert "cannot write in" in finished.errors
     assert "next: " in finished.errors
     assert not lab.downloaded("absent")
 
 
 def test_a_port_that_is_taken(lab: Lab) -> None:
-    """A stranger's port is refused where it was asked for, and passed over where it was not."""
+    """A stranger keeps his port, asked for or the default; another one is named as the way out."""
     lab.publish("ports")
     default = lab.cli.ok(*lab.deploy_arguments("lab/ports", "gpu1", "--dry-run", "--json")).document["plan"][0]["port"]
     script = f"exec python3 -m http.server --bind 127.0.0.1 {default}"
@@ -139,15 +139,15 @@ def test_a_port_that_is_taken(lab: Lab) -> None:
     )
     try:
         eventually(lambda: f":{default} " in lab.fleet.sh("gpu1", "ss -ltnH"), "the stranger listens")
-        finished = lab.cli.run(*lab.deploy_arguments("lab/ports", "gpu1", "--port", str(default)))
-        assert finished.code in (1, 3), str(finished)
-        assert f"port {default}" in finished.said
-        assert "--port" in finished.said
+        for arguments in ((), ("--port", str(default))):
+            finished = lab.cli.run(*lab.deploy_arguments("lab/ports", "gpu1", *arguments))
+            assert finished.code == 1, str(finished)
+            assert f"port {default} of 127.0.0.1 is taken" in finished.errors
+            assert "--port N" in finished.errors
         assert not lab.servers("gpu1", "ports")
 
-        result = lab.cli.ok(*lab.deploy_arguments("lab/ports", "gpu1", "--json")).document["hosts"][0]["result"]
-        assert not result["endpoint"].endswith(f":{default}/v1")
-        assert lab.ask("gpu1", result["endpoint"], result["model"]) == ANSWER
+        lab.cli.ok(*lab.deploy_arguments("lab/ports", "gpu1", "--port", str(default + 1)))
+        assert lab.chat("gpu1", "ports") == ANSWER
         assert stranger.poll() is None
     finally:
         stranger.kill()

@@ -11,6 +11,9 @@ from support.tiny_model import ANSWER
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.llama_cpp, pytest.mark.slow]
 
+# Of the rest of a file that its second reader gets before it is held, too.
+HELD_AGAIN_BYTES = 1 << 16
+
 
 @pytest.fixture
 def controller(lab: Lab) -> Iterator[int]:
@@ -65,6 +68,7 @@ def test_runner_killed_while_downloading(lab: Lab) -> None:
     part = lab.wait_for_part("gpu1", "cut-runner", HELD_BYTES)
     present = part.stat().st_size
     runner = one(lab.runners("gpu1"))
+    lab.hold_downloads(HELD_AGAIN_BYTES)
     kill(runner)
     eventually(lambda: len(lab.downloaded("cut-runner")) == 2, "a new runner asks the hub for the rest")
     assert one(lab.runners("gpu1")) != runner
