@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fleet_controller.transport.errors import HostUnreachable
@@ -52,6 +54,7 @@ class LocalLink:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={name: value for name, value in os.environ.items() if name not in _OWN_PYTHON_VARIABLES},
+            start_new_session=True,  # so that what the script started can be ended with it
         )
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -61,16 +64,18 @@ class LocalLink:
                 self.host, f"a script did not end within {timeout_seconds:.0f} s", "", "script-timeout"
             ) from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _end(process)
 
     async def unpack(self, archive: bytes, folder: str, on_progress: Callable[[int], None] | None = None) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
         process = await asyncio.create_subprocess_exec(
-            "tar", "-xf", "-", "-C", folder, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        _, stderr = await process.communicate(archive)
+            "tar", "-xf", "-", "-C", folder,
+            stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _, stderr = await process.communicate(archive)
+        finally:
+            await _end(process)
         if process.returncode != 0:
             raise HostUnreachable(
                 self.host, f"tar failed: {stderr.decode(errors='replace').strip()}", "", "push-failed"
@@ -83,6 +88,14 @@ class LocalLink:
 
     async def close(self) -> None:
         return None
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ends a script that still runs, and what it started in the foreground; an agent leads a session of its own."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def _converse(
