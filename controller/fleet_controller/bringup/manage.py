@@ -31,8 +31,9 @@ def manage_agents(
 ) -> AsyncIterator[HostEvent]:
     """One action on the agents of hosts; one `done` event a host.
 
-    UPGRADE is `bring_up` for hosts that have an agent. REMOVE stops the model servers first, unless `keep_services`;
-    it leaves installed engines and state, which `purge` deletes as well. Model files in the Hugging Face cache stay.
+    UPGRADE is `bring_up` for hosts that have an agent. REMOVE cancels jobs and, unless `keep_services`, stops the model
+    servers first; it leaves installed engines and state, which `purge` deletes as well. Model files in the Hugging
+    Face cache stay.
     """
     wanted = options or UpOptions()
 
@@ -104,37 +105,49 @@ async def _remove(host: Host, pool: AgentPool, purge: bool, keep_services: bool)
             message = "unchanged: no agent is installed"
             yield HostEvent(host=host.name, stage="remove", message=message, done=True)
             return
-        stopped: list[str] = []
-        if not keep_services:
-            stopped = await _stop_services(host, pool)
-            message = f"stopped {', '.join(stopped)}" if stopped else "no model server runs"
-            yield HostEvent(host=host.name, stage="stop", message=message)
+        ended = await _end_work(host, pool, keep_services)
+        message = f"ended {', '.join(ended)}" if ended else "no model server and no job runs"
+        yield HostEvent(host=host.name, stage="stop", message=message)
         await pool.reset_channel(host)
         await agentctl(link, agent.machine_dir, "uninstall")
         await _delete(link, agent, purge)
     pool.remember(host, "")
     await pool.drop(host)
-    left = "nothing of it is left" if purge else f"engines and state are left in {agent.machine_dir}"
+    left = "nothing of it is left but model files" if purge else f"engines and state are left in {agent.machine_dir}"
     running = "; model servers run on, without anybody to look after them" if keep_services else ""
     yield HostEvent(
         host=host.name, stage="remove", message=f"agent removed, {left}{running}", done=True, changed=True
     )  # fmt: skip
 
 
-async def _stop_services(host: Host, pool: AgentPool) -> list[str]:
-    """Stops every model server through the agent, which is started for that where it does not run."""
+async def _end_work(host: Host, pool: AgentPool, keep_services: bool) -> list[str]:
+    """Ends jobs and model servers through the agent, which is started for that where it does not run; what ended.
+
+    A runner that nobody looks after would go on downloading and building into folders that are deleted.
+    """
     async with pool.client(host) as client:
-        names = [status.spec.name for status in await client.list_services() if status.process is not None]
+        jobs = await client.list_jobs(active_only=True)
+        for job in jobs:
+            await client.cancel_job(job.job_id)
+        services = () if keep_services else await client.list_services()
+        names = [status.spec.name for status in services if status.process is not None]
         for name in names:
             await client.stop_service(name)
-    return names
+    return [*(job.title or job.job_id for job in jobs), *names]
 
 
 async def _delete(link: HostLink, agent: InstalledAgent, purge: bool) -> None:
-    root = agent.machine_dir
-    if "/machines/" not in root:  # the one place where a folder is deleted whole: be sure whose it is
-        raise BringUpFailed(link.host, f"{root} is no machine folder of fleet", "remove it by hand")
-    paths = [root] if purge else [f"{root}/agent", f"{root}/agent.json", f"{root}/agent.json.previous"]
-    result = await link.run_script(f"rm -rf {' '.join(shlex.quote(path) for path in paths)}\n", REMOVE_SECONDS)
+    machine = agent.machine_dir
+    root, found, _ = machine.rpartition("/machines/")
+    if not found or not root:  # the one place where a folder is deleted whole: be sure whose it is
+        raise BringUpFailed(link.host, f"{machine} is no machine folder of fleet", "remove it by hand")
+    paths = [machine] if purge else [f"{machine}/agent", f"{machine}/agent.json", f"{machine}/agent.json.previous"]
+    paths += [agent.socket_path, agent.socket_path.removesuffix(".sock") + ".lock"]
+    script = f"rm -rf {' '.join(shlex.quote(path) for path in paths)} || exit 1\n"
+    script += f"rmdir {shlex.quote(agent.socket_path.rpartition('/')[0])} 2>/dev/null\n"
+    if purge:  # uv and Python that were pushed serve every machine with this home: they go with the last one
+        script += f"cd {shlex.quote(root)} && rmdir machines 2>/dev/null && rm -rf tools uploads && cd / && "
+        script += f"rmdir {shlex.quote(root)} 2>/dev/null\n"
+    result = await link.run_script(f"{script}exit 0\n", REMOVE_SECONDS)
     if not result.ok:
-        raise BringUpFailed(link.host, f"not everything could be deleted: {result.tail(2)}", f"look at {root}")
+        raise BringUpFailed(link.host, f"not everything could be deleted: {result.tail(2)}", f"look at {machine}")

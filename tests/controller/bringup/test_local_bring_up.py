@@ -12,6 +12,7 @@ import pytest
 
 from fleet_controller.bringup import UpOptions, bring_up, manage_agents
 from fleet_controller.domain.events import AgentAction, HostEvent
+from fleet_controller.domain.steps import JobSpec, RunToolStep, Step, ToolRef
 from fleet_controller.transport import AgentPool, NoAgent
 from fleet_inventory.hosts import Host
 
@@ -118,6 +119,23 @@ async def test_status_restart_and_remove(hosts: list[Host], pool: AgentPool, tmp
     assert not (machine / "agent").exists()
     again = (await last(manage_agents(one, pool, AgentAction.REMOVE)))["one"]
     assert (again.changed, again.problem) == (False, None)
+
+
+async def test_removal_cancels_jobs_and_a_purge_leaves_nothing(
+    hosts: list[Host], pool: AgentPool, tmp_path: Path
+) -> None:
+    await last(bring_up(hosts[:1], pool))
+    tool = RunToolStep(tool=ToolRef(name="python3"), arguments=("-c", f"import time; time.sleep(600)  # {tmp_path}"))
+    async with pool.client(hosts[0]) as agent:
+        await agent.submit_job(JobSpec(job_id="long", title="a long job", steps=(Step(name="run", run_tool=tool),)))
+        async for event in agent.watch_job("long"):
+            if event.step_started is not None:
+                break
+    seen = [event async for event in manage_agents(hosts[:1], pool, AgentAction.REMOVE, purge=True)]
+    assert "ended a long job" in [event.message for event in seen]
+    assert (seen[-1].changed, seen[-1].problem) == (True, None)
+    assert not (tmp_path / "one").exists()
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(one.info["cmdline"] or ())]
 
 
 async def test_status_and_upgrade_of_a_host_without_agent_name_fleet_up(hosts: list[Host], pool: AgentPool) -> None:

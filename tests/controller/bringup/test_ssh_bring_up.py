@@ -343,7 +343,7 @@ async def test_removal_stops_the_models_and_says_what_is_left(
     event = await remove(pool, one, purge=True)
     assert (event.changed, event.problem) == (True, None)
     assert pid not in fleet.pids("gpu1")
-    assert not list(fleet.hosts["gpu1"].home.glob(".local/share/fleet/machines/*"))
+    assert not list(fleet.hosts["gpu1"].home.glob(".local/share/fleet*"))
 
 
 async def test_removal_can_leave_the_models_running(one: Host, pool: AgentPool, fleet: NamespaceFleet) -> None:
