@@ -1,33 +1,46 @@
 """The accelerators of this host as admission and listings need them, read through the NVIDIA probe."""
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from fleet_agent.probes.model import GpuFacts, GpuProcess, NoData
 from fleet_agent.probes.nvidia import ProcessesUnknown, foreign_gpu_processes, read_facts
 
 _CONTROL_DEVICE = Path("/dev/nvidiactl")
 _KEPT_SECONDS = 1.0
+# As the NVIDIA probe's: a driver without persistence mode wakes the device first.
+_LIMIT_SECONDS = 8.0
 
 _logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+
+class DriverHangsError(Exception):
+    """A call into the driver does not come back."""
 
 
 class NvidiaDevices:
     """Devices through NVML. A host without the driver has none, and is asked nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_seconds: float = _LIMIT_SECONDS) -> None:
+        self._limit_seconds = limit_seconds
         self._kept: tuple[float, tuple[GpuFacts, ...]] | None = None
+        self._asking: threading.Thread | None = None
 
     def strangers(self, gpu_indices: Sequence[int], own_pids: Collection[int]) -> Sequence[str]:
         """Who else computes there. A driver that does not tell is taken for "nobody", and that is logged."""
         if not _CONTROL_DEVICE.exists():
             return ()
         try:
-            return [describe_process(one) for one in foreign_gpu_processes(gpu_indices, own_pids)]
-        except ProcessesUnknown as error:
+            found = self._within_limit(lambda: foreign_gpu_processes(gpu_indices, own_pids))
+            return [describe_process(one) for one in found]
+        except (ProcessesUnknown, DriverHangsError) as error:
             _logger.warning("cannot tell whether others use the device: %s", error)
             return ()
 
@@ -48,13 +61,38 @@ class NvidiaDevices:
             return ()
         if self._kept is None or fresh or now - self._kept[0] > _KEPT_SECONDS:
             try:
-                self._kept = (now, read_facts().gpus)
+                self._kept = (now, self._within_limit(lambda: read_facts().gpus))
             except NoData:
                 self._kept = (now, ())
             except Exception as error:  # NVML's own errors: a broken driver must not take the listing down
                 _logger.warning("the NVIDIA driver cannot be read: %s", error)
                 self._kept = (now, ())
         return self._kept[1]
+
+    def _within_limit(self, ask: Callable[[], Answer]) -> Answer:
+        """The answer of a call into the driver, which may hang for ever: then the agent must still serve.
+
+        Raises DriverHangsError, at once while an earlier call hangs, and what `ask` raises.
+        """
+        if self._asking is not None and self._asking.is_alive():
+            raise DriverHangsError("an earlier call into the NVIDIA driver still hangs")
+        answers: list[Answer] = []
+        errors: list[Exception] = []
+
+        def work() -> None:
+            try:
+                answers.append(ask())
+            except Exception as error:
+                errors.append(error)
+
+        self._asking = threading.Thread(target=work, name="nvidia", daemon=True)
+        self._asking.start()
+        self._asking.join(self._limit_seconds)
+        if errors:
+            raise errors[0]
+        if not answers:
+            raise DriverHangsError(f"the NVIDIA driver did not answer within {self._limit_seconds:g} s")
+        return answers[0]
 
 
 def describe_process(process: GpuProcess) -> str:

@@ -1,9 +1,14 @@
 """Strangers on a device, in a user's words."""
 
+import threading
 from datetime import datetime, timedelta
+from pathlib import Path
 
-from fleet_agent.probes.model import GpuProcess
-from fleet_agent.services.devices import describe_process
+import pytest
+
+from fleet_agent.probes.model import GpuFacts, GpuProcess, NvidiaDriverFacts, NvidiaFacts
+from fleet_agent.services import devices
+from fleet_agent.services.devices import NvidiaDevices, describe_process
 
 
 def milliseconds(moment: datetime) -> int:
@@ -24,3 +29,28 @@ def test_a_stranger_of_today_and_one_of_another_day() -> None:
 
 def test_what_cannot_be_seen_is_left_out() -> None:
     assert describe_process(GpuProcess(pid=7)) == "somebody, pid 7"
+
+
+def test_a_driver_that_hangs_costs_one_limit_and_is_asked_again_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor asks on its event loop: a call that never comes back would be the end of the agent."""
+    released = threading.Event()
+    asked: list[threading.Thread] = []
+
+    def read_facts() -> NvidiaFacts:
+        asked.append(threading.current_thread())
+        released.wait()
+        return NvidiaFacts(NvidiaDriverFacts(), (GpuFacts(index=0, uuid="", name="", memory_free_bytes=7),))
+
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(devices, "_CONTROL_DEVICE", tmp_path / "nvidiactl")
+    monkeypatch.setattr(devices, "read_facts", read_facts)
+    monkeypatch.setattr(devices, "foreign_gpu_processes", lambda *_: read_facts() and ())
+    driver = NvidiaDevices(limit_seconds=0.05)
+    assert driver.free_bytes((0,)) is None
+    assert driver.strangers((0,), ()) == ()
+    assert len(asked) == 1
+    released.set()
+    asked[0].join(10)
+    assert driver.free_bytes((0,)) == 7
