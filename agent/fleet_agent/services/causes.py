@@ -93,7 +93,7 @@ CAUSES = (
         r"No module named '?(?P<detail>[\w.]+)",
         "broken-install",
         "the backend's installation is incomplete",
-        "deploy again with --reinstall",
+        "remove its folder of engines/ on the host (`fleet hosts --json` names it), then deploy again",
     ),
 )
 

@@ -80,8 +80,8 @@ class ServiceSupervisor:
     async def apply(self, spec: ServiceSpec) -> ServiceStatus:
         """Makes `spec` what should run. Same digest and running: changes nothing. Another one: the former ends first.
 
-        Answers before the server is ready. Raises ProblemError: a broken spec, port-taken, device-busy, memory-short,
-        tool-missing; then what ran before still runs.
+        Answers before the server is ready. Raises ProblemError: a broken spec, too-many-services, port-taken,
+        device-busy, memory-short, tool-missing; then what ran before still runs.
         """
         check_spec(spec)
         return await self._unbroken(self._apply(spec))
@@ -94,6 +94,7 @@ class ServiceSupervisor:
             if service is not None:
                 await service.release()  # no restart of the former in between
             try:
+                self._check_count(spec)
                 self._prepare(spec, service)
             except ProblemError:
                 if service is not None:
@@ -249,6 +250,17 @@ class ServiceSupervisor:
                     f"port {spec.port} belongs to the service {name!r} of this host",
                     f"stop it (`fleet stop {name}`), or deploy on another port: --port N",
                 )
+
+    def _check_count(self, spec: ServiceSpec) -> None:
+        """limits.max_services of hosts.yaml. Plans honour it, but two controllers may plan at once."""
+        limit = self._configuration.limits.get("max_services")
+        others = [s.name for s in self._services.values() if s.wanted and s.name != spec.name]
+        if limit is not None and len(others) >= limit:
+            raise ProblemError(
+                "too-many-services",
+                f"limits.max_services of this host is {limit:g}, and {', '.join(sorted(others))} already run here",
+                "stop one of them with `fleet stop`",
+            )
 
     def _marker(self, name: str) -> str:
         return f"{NAME_VARIABLE}={name_marker(self._layout.services_dir, name)}"

@@ -32,10 +32,7 @@ class AgentPlace:
 
 def agent_configuration(host: Host) -> dict[str, object]:
     """agent.json: what hosts.yaml says and the agent must know. Empty parts are left out."""
-    limits = {
-        "memory_reserve_bytes": host.limits.memory_reserve_bytes,
-        "max_services": host.limits.max_services,
-    }
+    limits = {"max_services": host.limits.max_services}  # the reserve is part of what a plan promises to a service
     document: dict[str, object] = {
         "environment": dict(sorted(host.environment.items())),
         "model_dir": host.model_dir,

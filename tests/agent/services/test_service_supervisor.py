@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_agent.configuration import AgentConfiguration
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, forget, identity_of, spawn, wait_gone
@@ -26,7 +27,7 @@ from fleet_agent.services.model import (
     ServiceState,
     ToolReference,
 )
-from fleet_agent.services.supervisor import log_path
+from fleet_agent.services.supervisor import ServiceSupervisor, log_path
 from support.service_host import PATIENT, QUICK, NoDevices, pid_of, ready_again, running, until
 
 MakeSpec = Callable[..., ServiceSpec]
@@ -316,6 +317,19 @@ async def test_port_of_another_service_is_refused_and_a_refusal_leaves_the_forme
         assert supervisor.list()[1].process == second.process
         os.kill(pid_of(second), signal.SIGKILL)  # and it is still looked after
         await until(supervisor, ready_again(second), "second")
+
+
+async def test_more_services_than_the_host_may_have_are_refused(layout: Layout, make_spec: MakeSpec) -> None:
+    supervisor = ServiceSupervisor(layout, AgentConfiguration(limits={"max_services": 1}), devices=NoDevices())
+    await supervisor.start()
+    await supervisor.apply(make_spec(name="first"))
+    with pytest.raises(ProblemError, match="max_services of this host is 1, and first already") as refusal:
+        await supervisor.apply(make_spec(name="second"))
+    assert refusal.value.code == "too-many-services"
+    assert (await supervisor.apply(make_spec("--say", "moved", name="first"))).spec.name == "first"
+    await supervisor.stop("first")
+    await supervisor.apply(make_spec(name="second"))
+    await supervisor.close()
 
 
 async def test_busy_device_is_refused_with_who_computes_there(layout: Layout, make_spec: MakeSpec) -> None:
