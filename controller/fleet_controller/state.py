@@ -17,6 +17,8 @@ from typing import Any
 from fleet_controller.settings import private_folder
 
 BUSY_TIMEOUT_SECONDS = 10.0
+# A plan is run within minutes; each dry run leaves one, of some hundred kilobytes for a large fleet.
+PLAN_KEPT_MS = 7 * 24 * 3600 * 1000
 SQL_NAMES: dict[type, str] = {str: "TEXT", int: "INTEGER", float: "FLOAT"}
 
 
@@ -86,8 +88,10 @@ class StateDatabase:
         return {name: KnownHost(name, json.loads(report), taken) for name, report, taken in rows}
 
     def save_plan(self, plan_id: str, body: str) -> None:
-        row = (plan_id, int(time.time() * 1000), body)
-        self.connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", row)
+        now_ms = int(time.time() * 1000)
+        with _transaction(self.connection) as connection:
+            connection.execute("DELETE FROM plans WHERE created_unix_ms < ?", (now_ms - PLAN_KEPT_MS,))
+            connection.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (plan_id, now_ms, body))
 
     def load_plan(self, plan_id: str) -> str | None:
         """The body that `save_plan` kept, or None where no such plan is known."""

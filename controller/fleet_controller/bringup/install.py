@@ -8,7 +8,7 @@ import json
 import secrets
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -187,23 +187,3 @@ async def _fetched(platform: HostPlatform, choice: InstallChoice, release: Relea
 
 def _cache() -> Path:
     return Path.home() / ".cache" / "fleet" / "wheels"
-
-
-async def stream_of(work: Callable[[Callable[[HostEvent], None]], Any]) -> AsyncIterator[HostEvent]:
-    """Runs a coroutine that reports through a callback, and yields what it reports as it comes."""
-    queue: asyncio.Queue[HostEvent | None] = asyncio.Queue()
-
-    async def run() -> None:
-        try:
-            await work(queue.put_nowait)
-        finally:
-            queue.put_nowait(None)
-
-    task = asyncio.create_task(run())
-    try:
-        while (event := await queue.get()) is not None:
-            yield event
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

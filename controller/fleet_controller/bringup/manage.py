@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 
 from fleet_controller.bringup.options import UpOptions
@@ -28,7 +28,7 @@ def manage_agents(
     purge: bool = False,
     keep_services: bool = False,
     options: UpOptions | None = None,
-) -> AsyncIterator[HostEvent]:
+) -> AsyncGenerator[HostEvent]:
     """One action on the agents of hosts; one `done` event a host.
 
     UPGRADE is `bring_up` for hosts that have an agent. REMOVE cancels jobs and, unless `keep_services`, stops the model
@@ -37,7 +37,7 @@ def manage_agents(
     """
     wanted = options or UpOptions()
 
-    def stream(host: Host) -> AsyncIterator[HostEvent]:
+    def stream(host: Host) -> AsyncGenerator[HostEvent]:
         if action is AgentAction.STATUS:
             return _status(host, pool)
         if action is AgentAction.UPGRADE:
@@ -51,7 +51,7 @@ def manage_agents(
     return over_hosts(hosts, stream)
 
 
-async def _status(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
+async def _status(host: Host, pool: AgentPool) -> AsyncGenerator[HostEvent]:
     """Looks only: an agent that is not running is not started."""
     async with pool.link(host) as link:
         agent = await discover(link, host)
@@ -78,14 +78,14 @@ async def _status(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
     yield HostEvent(host=host.name, stage="status", message=message, done=True, result_json=json.dumps(document))
 
 
-async def _upgrade(host: Host, pool: AgentPool, options: UpOptions) -> AsyncIterator[HostEvent]:
+async def _upgrade(host: Host, pool: AgentPool, options: UpOptions) -> AsyncGenerator[HostEvent]:
     async with pool.link(host) as link:
         await discover(link, host)  # raises NoAgent: `fleet up` is for hosts that have none
     async for event in bring_up([host], pool, replace(options, force=False)):
         yield event
 
 
-async def _restart(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
+async def _restart(host: Host, pool: AgentPool) -> AsyncGenerator[HostEvent]:
     async with pool.link(host) as link:
         agent = await discover(link, host)
         yield HostEvent(host=host.name, stage="restart", message="restarting the agent; model servers run on")
@@ -97,7 +97,7 @@ async def _restart(host: Host, pool: AgentPool) -> AsyncIterator[HostEvent]:
     yield HostEvent(host=host.name, stage="restart", message=message, done=True, changed=True)
 
 
-async def _remove(host: Host, pool: AgentPool, purge: bool, keep_services: bool) -> AsyncIterator[HostEvent]:
+async def _remove(host: Host, pool: AgentPool, purge: bool, keep_services: bool) -> AsyncGenerator[HostEvent]:
     async with pool.link(host) as link:
         try:
             agent = await discover(link, host)

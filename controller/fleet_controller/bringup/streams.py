@@ -3,56 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
+from fleet_controller.fanout import merged
 from fleet_controller.transport.errors import HostKeyUnknown, TransportError
 from fleet_inventory.hosts import Host
 
 HOSTS_AT_ONCE = 32
 
-HostStream = Callable[[Host], AsyncIterator[HostEvent]]
+HostStream = Callable[[Host], AsyncGenerator[HostEvent]]
 
 
 async def over_hosts(
     hosts: Iterable[Host], stream: HostStream, at_once: int = HOSTS_AT_ONCE
-) -> AsyncIterator[HostEvent]:
+) -> AsyncGenerator[HostEvent]:
     """The events of all hosts as they come, ending with one `done` event a host, whatever went wrong there."""
-    queue: asyncio.Queue[HostEvent | None] = asyncio.Queue()
     gate = asyncio.Semaphore(at_once)
 
-    async def run(host: Host) -> None:
-        try:
-            async with gate:
-                async for event in guarded(host, stream):
-                    queue.put_nowait(event)
-        finally:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(run(host)) for host in hosts]
-    remaining = len(tasks)
-    try:
-        while remaining:
-            event = await queue.get()
-            if event is None:
-                remaining -= 1
-            else:
+    async def gated(host: Host) -> AsyncGenerator[HostEvent]:
+        async with gate, aclosing(guarded(host, stream)) as events:
+            async for event in events:
                 yield event
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async with aclosing(merged([gated(host) for host in hosts])) as events:
+        async for event in events:
+            yield event
 
 
-async def guarded(host: Host, stream: HostStream) -> AsyncIterator[HostEvent]:
+async def guarded(host: Host, stream: HostStream) -> AsyncGenerator[HostEvent]:
     """One host's events; an error becomes its last event, with the stage that it was in."""
     stage = "connect"
     try:
-        async for event in stream(host):
-            stage = event.stage or stage
-            yield event
+        async with aclosing(stream(host)) as events:
+            async for event in events:
+                stage = event.stage or stage
+                yield event
     except HostKeyUnknown as error:
         yield HostEvent(
             host=host.name, stage=stage, message=error.problem.message, done=True,
@@ -66,3 +54,23 @@ async def guarded(host: Host, stream: HostStream) -> AsyncIterator[HostEvent]:
 
 def failed(host: Host, stage: str, problem: Problem) -> HostEvent:
     return HostEvent(host=host.name, stage=stage, message=problem.message, done=True, problem=problem)
+
+
+async def stream_of(work: Callable[[Callable[[HostEvent], None]], Awaitable[None]]) -> AsyncGenerator[HostEvent]:
+    """Runs a coroutine that reports through a callback, and yields what it reports as it comes."""
+    queue: asyncio.Queue[HostEvent | None] = asyncio.Queue()
+
+    async def run() -> None:
+        try:
+            await work(queue.put_nowait)
+        finally:
+            queue.put_nowait(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while (event := await queue.get()) is not None:
+            yield event
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

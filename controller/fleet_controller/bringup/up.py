@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fleet_controller.bringup.install import Installed, install, pack, stream_of
+from fleet_controller.bringup.install import Installed, install, pack
 from fleet_controller.bringup.interpreter import InstallChoice, choose_interpreter, platform_words
 from fleet_controller.bringup.options import UpOptions
 from fleet_controller.bringup.render import AgentPlace, agent_configuration, version_files
-from fleet_controller.bringup.streams import over_hosts
+from fleet_controller.bringup.streams import over_hosts, stream_of
 from fleet_controller.bringup.wheels import Release, agent_release
 from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.domain.events import HostEvent
@@ -40,7 +40,7 @@ STATUS_SECONDS = 2.0
 Report = Callable[[HostEvent], None]
 
 
-def bring_up(hosts: Iterable[Host], pool: AgentPool, options: UpOptions | None = None) -> AsyncIterator[HostEvent]:
+def bring_up(hosts: Iterable[Host], pool: AgentPool, options: UpOptions | None = None) -> AsyncGenerator[HostEvent]:
     """Makes each host run this controller's agent. Idempotent; one `done` event a host, `changed` where it did work.
 
     An unknown host key ends that host with `host_key` set: nothing was done there, a person must decide.

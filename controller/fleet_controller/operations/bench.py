@@ -13,10 +13,11 @@ from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.services import ServiceSpec, ServiceStatus
 from fleet_controller.domain.steps import JobSpec, RunToolStep
+from fleet_controller.fanout import merged
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.fanout import merged
 from fleet_controller.operations.jobs import run_job
 from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.planning.devices import busy_text, foreign_processes
 from fleet_controller.results.columns import Result
 from fleet_controller.results.store import save_results
 from fleet_inventory.hosts import Host
@@ -81,10 +82,10 @@ def _service(services: tuple[ServiceStatus, ...], model: str) -> ServiceSpec:
 def _refuse_busy(facts: HostFacts) -> None:
     """A number measured beside someone else's work says nothing."""
     for gpu in facts.gpus:
-        foreign = next((process for process in gpu.processes if not process.ours), None)
-        if foreign is not None:
-            who = f"{foreign.user or 'someone'}, {foreign.command or 'a process'}"
-            raise OperationError("busy", f"GPU {gpu.index} is busy: {who}", "wait until it has ended, then repeat")
+        foreign = foreign_processes((gpu,))
+        if foreign:
+            who = busy_text(foreign[0], facts.taken_unix_ms)
+            raise OperationError("busy", f"GPU {gpu.index} is {who}", "wait until it has ended, then repeat")
 
 
 def bench_job(spec: ServiceSpec, options: BenchOptions, run: str) -> JobSpec:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fleet_controller.domain.facts import DiskFacts, HostFacts, ProbeOutcome
 from fleet_controller.domain.services import DesiredState, ServiceState
 from fleet_controller.operations.reports import HostReport
+from fleet_controller.planning.devices import foreign_processes
 
 LEAST_FREE_BYTES = 10 * 1000**3
 
@@ -93,7 +94,7 @@ def _accelerator(facts: HostFacts) -> list[Check]:
     found = []
     for gpu in facts.gpus:
         name = f"gpu {gpu.index}"
-        foreign = [process for process in gpu.processes if not process.ours]
+        foreign = foreign_processes((gpu,))
         hot = [reason for reason in gpu.throttle_reasons if "thermal" in reason or "brake" in reason]
         if foreign:
             who = ", ".join(f"{process.user or '?'} ({process.command or '?'})" for process in foreign)

@@ -13,8 +13,8 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.plan import PlanAction
 from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.fanout import merged
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.fanout import merged
 from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
 from fleet_controller.operations.launch import launch
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, load_plan, replan

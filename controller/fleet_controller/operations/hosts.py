@@ -1,12 +1,14 @@
 """Facts of many hosts, as they answer; or the last known ones, with their age."""
 
 import asyncio
+import logging
+import sqlite3
 import time
 from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.base import Problem
+from fleet_controller.fanout import as_they_finish
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.fanout import as_they_finish
 from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.reports import HostConnection, HostReport
 from fleet_controller.state import KnownHost
@@ -20,6 +22,8 @@ from fleet_controller.transport.errors import (
     TransportError,
 )
 from fleet_inventory.hosts import Host
+
+logger = logging.getLogger(__name__)
 
 CONNECTIONS: tuple[tuple[type[TransportError], HostConnection], ...] = (
     (NoAgent, HostConnection.NO_AGENT),
@@ -44,9 +48,12 @@ async def report_hosts(context: FleetContext, pattern: str, refresh: bool) -> As
         yield report
         if report.facts is not None:
             answered.append(report)
-    context.database.save_hosts(
-        KnownHost(report.host, report.model_dump(mode="json", exclude_none=True), _now_ms()) for report in answered
-    )
+    try:
+        context.database.save_hosts(
+            KnownHost(report.host, report.model_dump(mode="json", exclude_none=True), _now_ms()) for report in answered
+        )
+    except (OSError, sqlite3.Error) as error:  # a full disk here is no reason to withhold what the hosts said
+        logger.warning("the hosts' facts were not kept: %s", error)
 
 
 async def live_report(context: FleetContext, host: Host) -> HostReport:

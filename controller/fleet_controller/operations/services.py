@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.fanout import as_they_finish, merged
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.fanout import as_they_finish, merged
 from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.reports import HostServices, LogPiece
 from fleet_controller.transport.errors import AgentRefused

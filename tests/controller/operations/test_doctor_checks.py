@@ -36,6 +36,12 @@ def test_a_gpu_in_use_names_who_uses_it() -> None:
     assert "alice" in found.detail
 
 
+def test_a_desktop_does_not_occupy_a_gpu() -> None:
+    desktop = GpuProcess(pid=7, user="alice", command="Xorg", compute=False)
+    gpu = GpuFacts(index=0, name="RTX 4090", processes=(desktop,))
+    assert checks(HostFacts(layout=LAYOUT, gpus=(gpu,)))["gpu 0"].state == "ok"
+
+
 def test_a_host_that_does_not_answer_is_one_failed_check_with_its_way_out() -> None:
     problem = Problem(code="no-agent", message="no agent is installed", remedy="fleet up gpu1")
     report = HostReport(host="gpu1", connection=HostConnection.NO_AGENT, problem=problem)

@@ -7,7 +7,7 @@ import pytest
 
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.jobs import JobState, JobStatus
-from fleet_controller.operations.fanout import as_they_finish, merged
+from fleet_controller.fanout import WAITING_ITEMS, as_they_finish, merged
 from fleet_controller.operations.jobs import active_deploys, is_attempt_of
 from fleet_controller.operations.running import REMEMBERED_EVENTS, RunningWork
 
@@ -80,6 +80,22 @@ async def test_one_host_that_hangs_blocks_no_other() -> None:
     assert {await anext(answers), await anext(answers)} == {"b", "c"}
     hang.set()
     assert await anext(answers) == "down"
+
+
+async def test_a_slow_reader_holds_a_fast_stream_back() -> None:
+    made = 0
+
+    async def endless() -> AsyncGenerator[int]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    reader = merged([endless()])
+    assert [await anext(reader) for _ in range(3)] == [1, 2, 3]
+    await asyncio.sleep(0)
+    assert made <= WAITING_ITEMS + 5
+    await asyncio.wait_for(reader.aclose(), 10)  # also while the stream waits for room
 
 
 async def test_leaving_a_merged_stream_closes_its_parts() -> None:

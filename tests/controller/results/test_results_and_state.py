@@ -10,7 +10,7 @@ import pytest
 from fleet_controller.results.columns import COMPARABLE_COLUMNS, Result
 from fleet_controller.results.matrix import Figure, build_matrix
 from fleet_controller.results.store import load_results, save_results
-from fleet_controller.state import MIGRATIONS, KnownHost, NewerDatabaseError, StateDatabase
+from fleet_controller.state import MIGRATIONS, PLAN_KEPT_MS, KnownHost, NewerDatabaseError, StateDatabase
 
 
 def result(host: str = "gpu1", test: str = "tg128", mean: float = 100.0, model: str = "m") -> Result:
@@ -56,6 +56,14 @@ def test_hosts_and_plans_are_kept(tmp_path: Path) -> None:
     assert again.known_hosts() == {"a": KnownHost("a", {"host": "a", "seconds": 1.0}, 6)}
     assert again.load_plan("p1") == "{}"
     assert again.load_plan("p2") is None
+
+
+def test_plans_of_last_month_are_forgotten(tmp_path: Path) -> None:
+    database = StateDatabase(tmp_path / "fleet.db")
+    database.save_plan("old", "{}")
+    database.connection.execute("UPDATE plans SET created_unix_ms = created_unix_ms - ?", (PLAN_KEPT_MS + 1000,))
+    database.save_plan("new", "{}")
+    assert (database.load_plan("old"), database.load_plan("new")) == (None, "{}")
 
 
 def test_an_older_database_is_taken_forward(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ Result = TypeVar("Result")
 
 # Beyond this many handshakes at once two cores only queue them.
 CONCURRENT_HOSTS = 64
+# What may wait for a slow reader, over all streams: a log is read faster than a terminal takes it.
+WAITING_ITEMS = 256
 
 
 async def as_they_finish(
@@ -31,16 +33,18 @@ async def as_they_finish(
 
 
 async def merged(streams: Iterable[AsyncGenerator[Result]]) -> AsyncGenerator[Result]:
-    """What all streams say, as it comes; ends when the last one ends."""
+    """What all streams say, as it comes; ends when the last one ends. A slow reader holds the streams back."""
     queue: asyncio.Queue[Result | None] = asyncio.Queue()
+    room = asyncio.Semaphore(WAITING_ITEMS)
 
     async def pump(stream: AsyncGenerator[Result]) -> None:
         try:
             async with aclosing(stream):
                 async for item in stream:
-                    await queue.put(item)
+                    await room.acquire()
+                    queue.put_nowait(item)
         finally:
-            await queue.put(None)
+            queue.put_nowait(None)
 
     tasks = [asyncio.create_task(pump(stream)) for stream in streams]
     open_streams = len(tasks)
@@ -50,6 +54,7 @@ async def merged(streams: Iterable[AsyncGenerator[Result]]) -> AsyncGenerator[Re
             if item is None:
                 open_streams -= 1
             else:
+                room.release()
                 yield item
         await asyncio.gather(*tasks)  # raises what a pump met
     finally:
