@@ -5,7 +5,6 @@ A process whose start time differs from what was written down is another process
 
 import asyncio
 import contextlib
-import functools
 import os
 import select
 import signal
@@ -13,36 +12,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-_LINUX = sys.platform.startswith("linux")
+from fleet_agent.process_table import (
+    ProcessEntry,
+    ProcessIdentity,
+    carries_variable,
+    process_entry,
+    process_table,
+    resident_bytes_of,
+    same_user,
+)
+
+__all__ = [
+    "ProcessIdentity",
+    "descendants",
+    "exit_code",
+    "forget",
+    "identity_of",
+    "is_alive",
+    "resident_bytes",
+    "send_signal",
+    "spawn",
+    "terminate_tree",
+    "tree_members",
+    "wait_gone",
+]
+
 _POLL_SECONDS = 0.2
 _KILL_LIMIT_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class ProcessIdentity:
-    """start_token is opaque: boot id and kernel start ticks (Linux), boot session and start time (macOS)."""
-
-    pid: int
-    start_token: str
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One row of the process table."""
-
-    identity: ProcessIdentity
-    parent_pid: int
-    session_id: int
-    zombie: bool
-
-
 def identity_of(pid: int) -> ProcessIdentity | None:
     """The identity of a running process; None where there is none, or only a zombie of it."""
-    entry = _entry(pid)
+    entry = process_entry(pid)
     return None if entry is None or entry.zombie else entry.identity
 
 
@@ -71,7 +75,7 @@ def spawn(
         stderr=stderr,
         start_new_session=True,
     )
-    entry = _entry(child.pid)  # there at least as a zombie until we collect it
+    entry = process_entry(child.pid)  # there at least as a zombie until we collect it
     if entry is None:
         raise ProcessLookupError(f"process {child.pid} vanished as it was started")
     _children[entry.identity] = child
@@ -167,7 +171,7 @@ def descendants(identity: ProcessIdentity) -> tuple[ProcessIdentity, ...]:
     """The running children of this process, their children, and so on; without itself. Empty where it has ended."""
     if not is_alive(identity):
         return ()
-    found = _tree(_process_table(), {identity})
+    found = _tree(process_table(), {identity})
     return tuple(sorted(found - {identity}, key=lambda one: one.pid))
 
 
@@ -178,30 +182,32 @@ def tree_members(identity: ProcessIdentity, extra_marker: str | None = None) -> 
     The session and the marker find processes whose parent died before them. Once the session's leader is dead,
     its number says less, so a member must then carry the marker too, where one is given.
     """
-    table = _process_table()
+    table = process_table()
     members = {identity} if is_alive(identity) else set()
     members |= _session_members(table, identity, extra_marker)
     if extra_marker is not None:
-        members |= {e.identity for e in table.values() if not e.zombie and _carries(e.identity.pid, extra_marker)}
+        members |= {
+            e.identity for e in table.values() if not e.zombie and carries_variable(e.identity.pid, extra_marker)
+        }
     spared = _ourselves(table)
     members = {one for one in _tree(table, members) if one.pid not in spared}
     return tuple(sorted(members, key=lambda one: one.pid))
 
 
 def _session_members(
-    table: Mapping[int, _Entry], identity: ProcessIdentity, extra_marker: str | None
+    table: Mapping[int, ProcessEntry], identity: ProcessIdentity, extra_marker: str | None
 ) -> set[ProcessIdentity]:
     leader = table.get(identity.pid)
     if leader is not None and leader.identity != identity:
         return set()  # the pid was given away, so our session had ended before
     members = {e.identity for e in table.values() if e.session_id == identity.pid and not e.zombie}
     if leader is not None or extra_marker is None:
-        return {one for one in members if _same_user(one.pid)}
-    return {one for one in members if _carries(one.pid, extra_marker)}
+        return {one for one in members if same_user(one.pid)}
+    return {one for one in members if carries_variable(one.pid, extra_marker)}
 
 
-def _tree(table: Mapping[int, _Entry], roots: Iterable[ProcessIdentity]) -> set[ProcessIdentity]:
-    children: dict[int, list[_Entry]] = {}
+def _tree(table: Mapping[int, ProcessEntry], roots: Iterable[ProcessIdentity]) -> set[ProcessIdentity]:
+    children: dict[int, list[ProcessEntry]] = {}
     for entry in table.values():
         children.setdefault(entry.parent_pid, []).append(entry)
     found = set(roots)
@@ -214,7 +220,7 @@ def _tree(table: Mapping[int, _Entry], roots: Iterable[ProcessIdentity]) -> set[
     return found
 
 
-def _ourselves(table: Mapping[int, _Entry]) -> set[int]:
+def _ourselves(table: Mapping[int, ProcessEntry]) -> set[int]:
     """This process and its ancestors: never part of a tree that we end."""
     spared = {0, 1}
     pid = os.getpid()
@@ -239,7 +245,7 @@ async def terminate_tree(
     asked: set[ProcessIdentity] = set()
     while True:
         known |= set(tree_members(identity, extra_marker))
-        table = _process_table()
+        table = process_table()
         known = {one for one in _tree(table, {o for o in known if is_alive(o)}) if one.pid not in _ourselves(table)}
         if not known:
             _collect_zombies()
@@ -283,103 +289,5 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> bool:
 
 def resident_bytes(identities: Iterable[ProcessIdentity]) -> int | None:
     """Resident memory of these processes together (shared pages count in each); None where none could be read."""
-    sizes = [size for one in identities if is_alive(one) and (size := _resident_bytes(one.pid)) is not None]
+    sizes = [size for one in identities if is_alive(one) and (size := resident_bytes_of(one.pid)) is not None]
     return sum(sizes) if sizes else None
-
-
-def _resident_bytes(pid: int) -> int | None:
-    try:
-        if _LINUX:
-            return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        import psutil
-
-        return int(psutil.Process(pid).memory_info().rss)
-    except Exception:  # psutil's errors are its own; a process that ended has no size
-        return None
-
-
-def _entry(pid: int) -> _Entry | None:
-    if pid <= 0:
-        return None
-    return _linux_entry(pid) if _LINUX else _other_entry(pid)
-
-
-def _process_table() -> dict[int, _Entry]:
-    if _LINUX:
-        pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    else:
-        import psutil
-
-        pids = psutil.pids()
-    return {pid: entry for pid in pids if (entry := _entry(pid)) is not None}
-
-
-def _linux_entry(pid: int) -> _Entry | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return parse_linux_stat(pid, text, _boot_id())
-
-
-def parse_linux_stat(pid: int, text: str, boot_id: str) -> _Entry | None:
-    """A row of /proc/<pid>/stat (proc(5)); the name in parentheses may itself hold spaces and parentheses."""
-    fields = text[text.rfind(")") + 1 :].split()
-    if len(fields) < 20:
-        return None
-    state, parent, session, start_ticks = fields[0], fields[1], fields[3], fields[19]
-    return _Entry(ProcessIdentity(pid, f"{boot_id}:{start_ticks}"), int(parent), int(session), state in "ZXx")
-
-
-@functools.lru_cache(maxsize=1)
-def _boot_id() -> str:
-    if _LINUX:
-        try:
-            return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        except OSError:
-            return "unknown-boot"
-    try:
-        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown-boot"
-
-
-def _other_entry(pid: int) -> _Entry | None:
-    """Without /proc: psutil. The start time is rounded to milliseconds, since it passed through a float."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            token = f"{_boot_id()}:{process.create_time():.3f}"
-            zombie = process.status() == psutil.STATUS_ZOMBIE
-            parent = process.ppid()
-        session = os.getsid(pid)
-    except (psutil.Error, OSError):
-        return None
-    return _Entry(ProcessIdentity(pid, token), parent, session, zombie)
-
-
-def _same_user(pid: int) -> bool:
-    try:
-        if _LINUX:
-            return Path(f"/proc/{pid}").stat().st_uid == os.getuid()
-        import psutil
-
-        return bool(psutil.Process(pid).uids().real == os.getuid())
-    except Exception:  # ended meanwhile, or not ours to look at: then it is not ours to signal either
-        return False
-
-
-def _carries(pid: int, marker: str) -> bool:
-    """Whether "NAME=value" is in the environment that the process was started with."""
-    try:
-        if _LINUX:
-            return os.fsencode(marker) in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        import psutil
-
-        name, _, value = marker.partition("=")
-        return bool(psutil.Process(pid).environ().get(name) == value)
-    except Exception:  # another user's, or ended meanwhile: not ours
-        return False

@@ -19,7 +19,6 @@ from fleet_agent.process import (
     forget,
     identity_of,
     is_alive,
-    parse_linux_stat,
     resident_bytes,
     send_signal,
     spawn,
@@ -27,6 +26,7 @@ from fleet_agent.process import (
     tree_members,
     wait_gone,
 )
+from fleet_agent.process_table import parse_linux_stat
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
