@@ -151,12 +151,14 @@ async def _gather(
     if folder is not None and not folder.is_dir():
         raise BringUpFailed(host.name, f"the wheel folder {folder} is not there", "fleet up --wheels FOLDER")
     if options.fetch_wheels and folder is None:
-        folder = await _fetched(platform, choice, release)
+        async with options.fetching:
+            folder = await _fetched(platform, choice, release)
     if folder is not None:
         files |= await asyncio.to_thread(_third_party_wheels, folder, platform)
         variables["FLEET_WHEELS"] = "wheels"
     if choice.push_uv:
-        wheel = wheelhouse.uv_wheel(folder, platform) or await wheelhouse.fetch_uv(_cache(), platform)
+        async with options.fetching:
+            wheel = wheelhouse.uv_wheel(folder, platform) or await wheelhouse.fetch_uv(_cache(), platform)
         files["uv"] = await asyncio.to_thread(wheelhouse.uv_binary, wheel)
         system, architecture = platform_words(platform)
         variables["FLEET_UV_PUSHED"] = f"uv-{wheel.name.split('-')[1]}-{system}-{architecture}"
@@ -178,7 +180,8 @@ async def _fetched(platform: HostPlatform, choice: InstallChoice, release: Relea
     version = next((found.version for found in platform.pythons if found.path == choice.python), None)
     python = (version[0], version[1]) if version else tuple(int(part) for part in MANAGED_PYTHON.split("."))[:2]
     system, architecture = platform_words(platform)
-    folder = _cache() / f"{release.name}-{system}-{architecture}-cp{python[0]}{python[1]}"
+    libc = platform.libc.replace(" ", "-") or "any"  # a wheel for a newer libc does not run on an older one
+    folder = _cache() / f"{release.name}-{system}-{architecture}-{libc}-cp{python[0]}{python[1]}"
     if not (folder / "complete").exists():
         await wheelhouse.fetch_wheels(folder, release.requirements, platform, (python[0], python[1]))
         (folder / "complete").touch()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet_controller.bringup.wheels import Release
@@ -24,3 +25,5 @@ class UpOptions:
     handshake_limit_seconds: float = HANDSHAKE_LIMIT_SECONDS
     # None: chosen by what the host has. "background" for demos and tests, where no service manager should be touched.
     manager: str | None = None
+    # Hosts of one platform need the same wheels: one of them fetches, the others wait and find them.
+    fetching: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False)
