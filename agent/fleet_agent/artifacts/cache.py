@@ -5,7 +5,6 @@ our files, and we see theirs. The layout is huggingface_hub's; a test holds this
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import threading
@@ -14,14 +13,14 @@ from pathlib import Path
 
 from fleet_agent.artifacts.download import incomplete_path
 from fleet_agent.artifacts.hashing import expected_hash
-from fleet_agent.jobs.errors import READ_ONLY_ERRNOS, SpecProblem, Stopped, not_writable
+from fleet_agent.file_lock import file_lock
+from fleet_agent.jobs.errors import READ_ONLY_ERRNOS, SpecProblem, not_writable
 from fleet_agent.jobs.model import Artifact, ArtifactFile
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-LOCK_POLL_SECONDS = 0.25
 
 
 def relative_path(path: str) -> Path:
@@ -75,19 +74,8 @@ class HubCache:
     @contextlib.contextmanager
     def lock(self, repository: str, file: ArtifactFile, cancelled: threading.Event) -> Iterator[None]:
         """Held while a blob is fetched. The very lock of huggingface_hub, so that `hf` waits for us and we for it."""
-        path = self._locks(repository) / f"{expected_hash(file)}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if cancelled.wait(LOCK_POLL_SECONDS):
-                        raise Stopped from None
+        with file_lock(self._locks(repository) / f"{expected_hash(file)}.lock", cancelled, 0o644):
             yield
-        finally:
-            os.close(descriptor)
 
     def link(self, repository: str, commit: str, file: ArtifactFile) -> tuple[Path, bool]:
         """Make the blob appear under its name in the snapshot; (path, whether anything changed)."""

@@ -2,22 +2,18 @@
 
 import contextlib
 import datetime
-import fcntl
 import json
-import os
 import shutil
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fleet_agent.configuration import INSTALL_KEY
-from fleet_agent.jobs.errors import READ_ONLY_ERRNOS, SpecProblem, Stopped, not_writable
+from fleet_agent.file_lock import file_lock
+from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.store import fsync_folder, write_json
 from fleet_agent.steps.context import StepContext
 
-LOCK_POLL_SECONDS = 0.25
 RESERVED_KEYS = frozenset({"sources"})
 
 
@@ -79,33 +75,10 @@ class Install:
         fsync_folder(self.final.parent)
 
 
-@contextlib.contextmanager
-def folder_lock(path: Path, cancelled: threading.Event) -> Iterator[None]:
-    """One process at a time for what `path` names; released with the process. Blocks: call it in a thread."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno in READ_ONLY_ERRNOS:
-            raise not_writable(path.parent, error.strerror or str(error)) from error
-        raise
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancelled.wait(LOCK_POLL_SECONDS):
-                    raise Stopped from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.asynccontextmanager
 async def locked(context: StepContext, key: str) -> Any:
     """The lock of an install or source key, taken without blocking the event loop."""
-    lock = folder_lock(context.layout.engines_dir / ".locks" / f"{key}.lock", context.cancelled)
+    lock = file_lock(context.layout.engines_dir / ".locks" / f"{key}.lock", context.cancelled)
     await context.in_thread(lock.__enter__)
     try:
         yield
