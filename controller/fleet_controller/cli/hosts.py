@@ -16,11 +16,12 @@ def register(app: typer.Typer) -> None:
 def init(
     from_ssh_config: bool = typer.Option(False, "--from-ssh-config", help="Take the hosts of ~/.ssh/config."),
     force: bool = typer.Option(False, "--force", help="Overwrite a hosts.yaml that is there."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Write a commented hosts.yaml to start from."""
     from fleet_controller.cli.init_command import run_init
 
-    run_init(from_ssh_config=from_ssh_config, force=force)
+    run_init(from_ssh_config=from_ssh_config, force=force, as_json=as_json)
 
 
 def up(

@@ -3,13 +3,14 @@
 import os
 
 from fleet_controller.cli.failures import UsageFailure
+from fleet_controller.cli.output import print_json
 from fleet_inventory.base import InventoryError
 from fleet_inventory.paths import hosts_file, ssh_config_file
 from fleet_inventory.ssh_config import hosts_from_ssh_config
 from fleet_inventory.template import TemplateHost, render_hosts_yaml, template_hosts
 
 
-def run_init(from_ssh_config: bool, force: bool) -> None:
+def run_init(from_ssh_config: bool, force: bool, as_json: bool) -> None:
     """Write hosts.yaml. Raises UsageFailure where one is there and `force` is not given."""
     path = hosts_file()
     hosts = _ssh_config_hosts() if from_ssh_config else []
@@ -26,6 +27,9 @@ def run_init(from_ssh_config: bool, force: bool) -> None:
         raise UsageFailure(f"{path} is there already", "edit it, or overwrite it with: fleet init --force") from None
     finally:
         beside.unlink(missing_ok=True)
+    if as_json:
+        print_json({"path": str(path), "hosts": [host.name for host in hosts]})
+        return
     print(f"wrote {path} with {len(hosts)} host{'' if len(hosts) == 1 else 's'}")
     if hosts:
         print("next: look through it, then: fleet up all")

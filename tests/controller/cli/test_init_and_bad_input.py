@@ -26,7 +26,7 @@ def test_init_writes_a_file_that_is_understood_and_never_overwrites_it(world: Fl
     assert "fleet init --force" in refused.stderr
     assert world.hosts_yaml.read_text().endswith("# mine\n")
 
-    world.run("init", "--force")
+    assert world.document("init", "--force") == {"path": str(world.hosts_yaml), "hosts": []}
     assert world.hosts_yaml.read_text() == written
 
 
