@@ -12,8 +12,10 @@ from fleet_inventory.model_file import (
     Artifact,
     ArtifactFormat,
     BackendNotes,
+    BackendSettings,
     Model,
     Sampling,
+    Speculation,
     backend_key,
 )
 from fleet_inventory.problems import listing, near, validate
@@ -23,10 +25,12 @@ __all__ = [
     "Artifact",
     "ArtifactFormat",
     "BackendNotes",
+    "BackendSettings",
     "Catalog",
     "CatalogError",
     "Model",
     "Sampling",
+    "Speculation",
     "load_catalog",
 ]
 
@@ -98,7 +102,9 @@ def load_model(path: Path) -> Model:
 
 
 def _verbatim(path: KeyPath) -> bool:
-    # Sampling numbers go to command lines exactly as people wrote them: 0.00 stays 0.00.
+    # Numbers that go to command lines stay exactly as people wrote them (0.00), and so do versions (1e10 is a commit).
+    if path and path[-1] in ("memory_fraction", "version"):
+        return True
     return len(path) > 1 and ("sampling" in path[:-1] or "environment" in path[:-1] or "arguments" in path[:-1])
 
 

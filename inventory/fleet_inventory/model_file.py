@@ -14,6 +14,7 @@ from fleet_inventory.problems import near
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?\Z")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:\[[A-Za-z0-9,_-]+\])?(?:\s*(?:@|[=<>!~]=|[<>]).*)?\Z")
 
 
 def backend_key(name: str) -> str:
@@ -54,10 +55,24 @@ def _environment_key(value: str) -> str:
     return value
 
 
+def _fraction(value: str) -> str:
+    if not _NUMBER.match(value) or not 0 < float(value) < 1:
+        raise ValueError(f"'{value}' must be a number between 0 and 1")
+    return value
+
+
+def _requirement(value: str) -> str:
+    if not _REQUIREMENT.match(value):
+        raise ValueError(f"'{value}' must begin with a package's name, as in 'name==1.0' or 'name @ git+https://...'")
+    return value
+
+
 Repository = Annotated[str, AfterValidator(_repository)]
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 NumberText = Annotated[str, AfterValidator(_number)]
+Fraction = Annotated[str, AfterValidator(_fraction)]
+Environment = dict[Annotated[str, AfterValidator(_environment_key)], Text]
 
 
 class ArtifactFormat(StrEnum):
@@ -169,15 +184,52 @@ class Artifact(Frozen):
     note: str = ""
 
 
-class BackendNotes(Frozen):
-    """What one backend needs for this model beyond its ordinary command line."""
+class Speculation(Frozen):
+    """What speculative decoding adds to a command line; left out with it."""
 
     arguments: tuple[Text, ...] = ()
-    environment: dict[Annotated[str, AfterValidator(_environment_key)], Text] = Field(default_factory=dict)
+    environment: Environment = Field(default_factory=dict)
+
+
+class BackendSettings(Frozen):
+    """What one backend needs for this model beyond its ordinary command line.
+
+    `memory_fraction` is the part of each GPU that the server takes (text, as the command line carries it).
+    `requirements` are packages beside the backend itself, with the versions that it must have here.
+    """
+
+    arguments: tuple[Text, ...] = ()
+    environment: Environment = Field(default_factory=dict)
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
-    requirements: tuple[str, ...] = ()
+    memory_fraction: Fraction | None = None
+    speculative: Speculation | None = None
+    requirements: tuple[Annotated[str, AfterValidator(_requirement)], ...] = ()
     known_problems: tuple[str, ...] = ()
+
+
+class BackendNotes(BackendSettings):
+    """Settings for `version` (empty: whatever version fleet pins), and what differs in other versions.
+
+    `versions` is keyed by version as `--backend-version` takes it; a field that is written there replaces the one here.
+    """
+
+    version: str = ""
+    versions: dict[str, BackendSettings] = Field(default_factory=dict)
+
+    def for_version(self, version: str = "") -> BackendSettings:
+        """The settings for a version (empty: the pinned one).
+
+        Requirements were tried with the pinned version: another one has only those that it names itself.
+        """
+        asked = version or self.version
+        values = {name: getattr(self, name) for name in BackendSettings.model_fields}
+        if self.version and asked != self.version:
+            values["requirements"] = ()
+        own = self.versions.get(asked)
+        if own is not None:
+            values |= {name: getattr(own, name) for name in own.model_fields_set}
+        return BackendSettings.model_construct(**values)
 
 
 class Model(Frozen):

@@ -61,16 +61,57 @@ def test_sampling_defaults_keep_the_text_of_the_notes(catalog: Catalog) -> None:
 
 def test_backend_notes_give_argv_words_exactly(catalog: Catalog) -> None:
     model = catalog.resolve("qwen3.5-4b")[0]
-    assert model.notes_for("vllm").arguments == (
-        "--speculative-config",
-        '{"method": "mtp", "num_speculative_tokens": 1}',
-    )
+    vllm = model.notes_for("vllm").speculative
+    assert vllm is not None
+    assert vllm.arguments == ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 1}')
     sglang = model.notes_for("sglang")
     assert (sglang.reasoning_parser, sglang.tool_call_parser) == ("qwen3", "qwen3_coder")
-    assert sglang.arguments[-2:] == ("--mem-fraction-static", "0.8")
+    assert (sglang.arguments, sglang.memory_fraction) == (("--enable-flashinfer-allreduce-fusion",), "0.95")
+    assert sglang.speculative is not None and sglang.speculative.environment == {"SGLANG_ENABLE_SPEC_V2": "1"}
     glm = catalog.resolve("GLM-4.7-Flash")[0].notes_for("SGLang")
     assert (glm.reasoning_parser, glm.tool_call_parser) == ("glm45", "glm47")
-    assert glm.requirements[0] == "sglang==0.5.8"
+    assert (glm.version, glm.memory_fraction, len(glm.requirements)) == ("0.5.8", "0.8", 1)
+
+
+def test_settings_of_another_version_replace_what_they_name(catalog: Catalog) -> None:
+    notes = catalog.resolve("qwen3.5-4b")[0].notes_for("sglang")
+    pinned, main, other = notes.for_version(), notes.for_version("main"), notes.for_version("0.5.16")
+    assert notes.for_version("7f99319c") == pinned
+    assert (pinned.memory_fraction, main.memory_fraction, other.memory_fraction) == ("0.95", "0.8", "0.95")
+    assert main.speculative is not None and "extra_buffer" not in main.speculative.arguments
+    assert main.speculative.environment == {} and main.reasoning_parser == "qwen3"
+    assert pinned.requirements == main.requirements == ("nvidia-cudnn-cu12==9.16.0.29",)
+    assert other.requirements == ()  # tried with the pinned version only
+
+
+def test_numbers_and_versions_stay_as_written(tmp_path: Path) -> None:
+    shipped = (SHIPPED_FOLDER / "qwen3.5-4b.yaml").read_text()
+    text = shipped.replace("version: 7f99319c", "version: 1234567").replace("fraction: 0.95", "fraction: 0.90")
+    (tmp_path / "mine.yaml").write_text(text)
+    notes = load_catalog((tmp_path,)).resolve("qwen3.5-4b")[0].notes_for("sglang")
+    assert (notes.version, notes.memory_fraction) == ("1234567", "0.90")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("memory_fraction: 0.95", "memory_fraction: 95", "between 0 and 1"),
+        ("memory_fraction: 0.95", "memory_fraction: 0.0", "between 0 and 1"),
+        ("[nvidia-cudnn-cu12==9.16.0.29]\n    known", '["-r other.txt"]\n    known', "begin with a package's name"),
+        (
+            "[nvidia-cudnn-cu12==9.16.0.29]\n    known",
+            '["git+https://x/y.git"]\n    known',
+            "begin with a package's name",
+        ),
+        ("    versions:\n      main:\n", "    versions:\n      main:\n        versoin: x\n", "unknown key"),
+    ],
+)
+def test_faults_of_backend_settings_are_told(tmp_path: Path, old: str, new: str, said: str) -> None:
+    text = (SHIPPED_FOLDER / "qwen3.5-4b.yaml").read_text()
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(CatalogError, match=said):
+        load_catalog((tmp_path,))
 
 
 @pytest.mark.parametrize(

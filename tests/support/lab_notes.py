@@ -11,10 +11,37 @@ from dataclasses import dataclass
 
 def shell_commands(text: str) -> list[list[str]]:
     """Commands of notes in shell: continuation lines joined, a leading "$ " dropped, comments and prose left out."""
+    return [shlex.split(line) for _, line in shell_lines(text)]
+
+
+def shell_lines(text: str) -> list[tuple[dict[str, str], str]]:
+    """As shell_commands: each command's own variables, and its words as one line."""
     joined = re.sub(r"\\\n\s*", " ", text)
     programs = ("git clone", "cmake ", "cp ", "uv ", "./llama.cpp/", "llama-bench ", "llama-server ")
     lines = (line.strip().removeprefix("$ ") for line in joined.splitlines())
-    return [shlex.split(line) for line in lines if line.startswith(programs)]
+    commands = (without_environment(line) for line in lines)
+    return [(variables, line) for variables, line in commands if line.startswith(programs)]
+
+
+def without_environment(line: str) -> tuple[dict[str, str], str]:
+    """What stands before a command as NAME=value, and the rest of the line."""
+    variables: dict[str, str] = {}
+    while found := re.match(r"([A-Z][A-Z0-9_]*)=(\S+) ", line):
+        variables[found[1]] = found[2]
+        line = line[found.end() :]
+    return variables, line
+
+
+def ordered(words: Sequence[str]) -> list[str]:
+    """The words with options (each with its value) in alphabetical order: these programs do not care about it."""
+    groups: list[list[str]] = []
+    for word in words:
+        takes = bool(groups) and groups[-1][-1].startswith("-") and len(groups[-1]) == 1 and "=" not in groups[-1][0]
+        if takes and not word.startswith("-"):
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return [word for group in [groups[0], *sorted(groups[1:])] for word in group]
 
 
 @dataclass(frozen=True)
@@ -35,12 +62,18 @@ class Addition:
     words: tuple[str, ...]
 
 
+REPOSITORY = r"(?P<owner>Qwen|zai-org)/(?P<name>[^/]+)"
+SNAPSHOT = "{hub}/models--{owner}--{name}/snapshots/{revision}"
+
 SUBSTITUTIONS = (
     Substitution("server program", (r"(\./llama\.cpp/)?llama-server",), ("{engine}/bin/llama-server",), True),
     Substitution("bench program", (r"(\./llama\.cpp/)?llama-bench",), ("{engine}/bin/llama-bench",), True),
     Substitution("GGUF file", (r"unsloth/[^/]+/(?P<file>[^/]+\.gguf)",), ("{snapshot}/{file}",)),
     Substitution("MLX folder", (r"\./mlx-community/[^/]+",), ("{snapshot}",)),
-    Substitution("venv prefix", ("uv", "run", "python3"), ("{engine}/venv/bin/python3",), True),
+    Substitution("venv prefix", ("uv", "run", "python3?"), ("{engine}/venv/bin/python3",), True),
+    Substitution("vLLM program", ("uv", "run", "vllm"), ("{engine}/venv/bin/vllm",), True),
+    Substitution("model option", ("--model", REPOSITORY), ("--model-path", SNAPSHOT)),
+    Substitution("hub repository", (REPOSITORY,), (SNAPSHOT,)),
     Substitution("git program", ("git", "clone"), ("{git}", "clone"), True),
     Substitution("cmake program", ("cmake",), ("{cmake}",), True),
     Substitution("build folder", (r"llama\.cpp/build",), ("{engine}.build",)),
@@ -50,12 +83,28 @@ SUBSTITUTIONS = (
     Substitution("clean build", ("--clean-first",), ()),
     Substitution("uv program", ("uv", "(?P<word>venv|pip)"), ("{uv}", "{word}"), True),
     Substitution("pinned version", ("mlx-lm",), ("mlx-lm=={mlx_lm_version}",)),
+    Substitution("pinned version", ("vllm",), ("{vllm}",)),
+    # The environment is always a new one, so there is nothing to upgrade.
+    Substitution("upgrade", ("-U",), ()),
+    Substitution(
+        "named git package",
+        (r"(?P<url>git\+https://github\.com/[^/]+/(?P<name>[a-z]+)\.git@[0-9a-f]{40})",),
+        ("{name} @ {url}",),
+    ),
+    Substitution(
+        "commit of the main branch",
+        (r"(?P<url>git\+https://github\.com/[^/]+/(?P<name>[a-z]+)\.git)#subdirectory=python",),
+        ("{name} @ {url}{commit}#subdirectory=python",),
+    ),
 )
 
 ADDITIONS = (
     Addition("listening address", ("--host", r"127\.0\.0\.1")),
-    Addition("port", ("--port", "8080")),
-    Addition("served model name", ("--alias", r"[a-z0-9._-]+")),
+    Addition("port", ("--port", "8080|8000|30000")),
+    Addition("served model name", ("--alias|--served-model-name", r"[a-z0-9._-]+")),
+    Addition("context", ("--context-length|--max-model-len", r"\d+")),
+    Addition("memory fraction", ("--gpu-memory-utilization", r"0\.9")),
+    Addition("replaced pins", ("--overrides", r"/\S+/engines/\S+\.tmp/overrides\.txt")),
     Addition("generator", ("-G", "Ninja")),
     Addition("optimized build", ("-DCMAKE_BUILD_TYPE=Release",)),
     Addition("architectures of the cards present", (r"-DCMAKE_CUDA_ARCHITECTURES=\d+(;\d+)*",)),
@@ -78,6 +127,7 @@ ADDITIONS = (
 PERMITTED_ENVIRONMENT = {
     "git": frozenset({"GIT_TERMINAL_PROMPT", "GIT_ALLOW_PROTOCOL", "GIT_SSH_COMMAND", "LC_ALL"}),
     "venv/bin/python3": frozenset({"HF_HOME"}),
+    "venv/bin/vllm": frozenset({"VLLM_NO_USAGE_STATS"}),
 }
 
 

@@ -3,7 +3,9 @@
 from fleet_controller.backends.base import Backend
 from fleet_controller.backends.llama_cpp import LlamaCpp
 from fleet_controller.backends.mlx_lm import MlxLm
+from fleet_controller.backends.sglang import SGLang
+from fleet_controller.backends.vllm import Vllm
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), MlxLm())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), MlxLm(), Vllm(), SGLang())}
 
 __all__ = ["BACKENDS", "Backend"]

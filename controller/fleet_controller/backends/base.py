@@ -25,11 +25,15 @@ class BackendError(Exception):
 
 
 class InstallRequest(Frozen):
-    """`version` in the backend's own forms, empty = the pin; `engine_path` = a folder of binaries to adopt."""
+    """`version` in the backend's own forms, empty = the pin; `engine_path` = a folder of binaries to adopt.
+
+    `requirements` are packages that a model needs beside a Python backend.
+    """
 
     version: str = ""
     engine_path: str = ""
     gpus: tuple[GpuFacts, ...] = ()
+    requirements: tuple[str, ...] = ()
 
 
 class Installation(Frozen):
@@ -44,7 +48,7 @@ class Installation(Frozen):
 
 
 class ServeOptions(Frozen):
-    """`context_tokens` is what one request may use; `max_parallel` 0 = the backend's default."""
+    """`context_tokens` is what one request may use; `max_parallel` 0 = the backend's default; `devices` = GPUs."""
 
     model_name: str
     model_path: str
@@ -57,6 +61,7 @@ class ServeOptions(Frozen):
     weights_bytes: int = 0
     hf_home: str = ""
     load_from_cpu: bool = False
+    devices: int = 0
 
 
 class ServeCommand(Frozen):
@@ -67,6 +72,16 @@ class ServeCommand(Frozen):
     served_model_name: str = ""
 
 
+class Preallocation(Frozen):
+    """The part of each GPU's memory that a server takes at its start, of all of it or of what is free then.
+
+    Everything of the model must fit into that part. Such servers run tensor-parallel over all their GPUs.
+    """
+
+    fraction: float
+    of_free_memory: bool = False
+
+
 class MemoryUse(Frozen):
     """How a backend spends memory: over how many sequences recurrent state is kept, and what it reserves per device."""
 
@@ -74,6 +89,7 @@ class MemoryUse(Frozen):
     sequences: int
     reserve_bytes_per_device: int
     context_is_enforced: bool = True
+    preallocation: Preallocation | None = None
 
 
 class Backend(Protocol):
@@ -107,6 +123,13 @@ class Backend(Protocol):
     def parse_version(self, output: str) -> str | None:
         """The version in what the program printed, in the form of our pins; None where there is none."""
         ...
+
+
+@runtime_checkable
+class Preallocates(Protocol):
+    """The trait of backends that take a fixed part of each GPU, and deal a model out to all their GPUs."""
+
+    def preallocation(self, overrides: BackendOverrides) -> Preallocation: ...
 
 
 class BenchOptions(Frozen):

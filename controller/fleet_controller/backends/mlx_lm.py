@@ -22,7 +22,8 @@ from fleet_controller.backends.base import (
     platform_options,
     require_rows,
 )
-from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION
+from fleet_controller.backends.python_range import python_range
+from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION, PYTHON_RANGES
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.services import ReadinessProbe
@@ -72,7 +73,9 @@ class MlxLm:
         if not re.fullmatch(r"\d+(\.\d+)*([a-z]+\d+)?", version):
             raise BackendError("bad-version", f"{version!r} is not a version of mlx-lm", 'give one such as "0.32.2"')
         requirements = _requirements(facts, version)
-        key = install_key(self.name, version, {**platform_options(facts), "requirements": requirements})
+        python = python_range(PYTHON_RANGES[self.name], version).request(facts.system.python_version)
+        options = {"requirements": requirements, **({"python": python} if python else {})}
+        key = install_key(self.name, version, {**platform_options(facts), **options})
         if installed(facts, key):
             return Installation(backend=self.name, version=version, install_key=key)
         if facts.tools and not any(tool.name == "uv" for tool in facts.tools):
@@ -80,7 +83,9 @@ class MlxLm:
                 "cannot-install", "uv not found: it makes MLX-LM's environment",
                 "install uv on the host, or name its path under `tools` in hosts.yaml and run `fleet up` again",
             )  # fmt: skip
-        step = PythonEnvironmentStep(install_key=key, backend=self.name, version=version, requirements=requirements)
+        step = PythonEnvironmentStep(
+            install_key=key, backend=self.name, version=version, python=python, requirements=requirements
+        )
         steps = (Step(name=f"install mlx-lm {version}", python_environment=step),)
         return Installation(
             backend=self.name, version=version, install_key=key, steps=steps, disk_bytes=INSTALL_DISK_BYTES

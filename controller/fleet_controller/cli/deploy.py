@@ -18,7 +18,9 @@ def deploy(
         "", metavar="MODEL", help="A name of `fleet models`, name:quant, or an absolute path on the hosts."
     ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
-    backend: str = typer.Option("", "--backend", "-b", help="llama.cpp or mlx-lm; chosen per host where not given."),
+    backend: str = typer.Option(
+        "", "--backend", "-b", help="llama.cpp, mlx-lm, vllm or sglang; llama.cpp or mlx-lm where not given."
+    ),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
     quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),
     context: int | None = typer.Option(
@@ -27,6 +29,9 @@ def deploy(
     port: int | None = typer.Option(None, "--port", "-p", min=1, max=65535, help="Port of the endpoint on the host."),
     max_parallel: int | None = typer.Option(None, "--max-parallel", min=1, help="Requests served at once."),
     repository: str = typer.Option("", "--repo", "--repository", help="Any repository of the model hub, owner/name."),
+    speculative: bool | None = typer.Option(
+        None, "--speculative/--no-speculative", help="Speculative decoding; as the catalog has it where not given."
+    ),
     engine_path: str = typer.Option("", "--engine-path", help="Folder on the hosts with binaries to use as they are."),
     bind: str = typer.Option("", "--bind", help="Address that the endpoint listens on; 127.0.0.1 where not given."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
@@ -47,6 +52,7 @@ def deploy(
         max_parallel=max_parallel,
         repository=repository,
         engine_path=engine_path,
+        speculative=speculative,
         bind_address=bind,
         dry_run=dry_run,
         yes=yes,

@@ -30,6 +30,7 @@ class DeployOptions:
     max_parallel: int | None
     repository: str
     engine_path: str
+    speculative: bool | None
     bind_address: str
     dry_run: bool
     yes: bool
@@ -76,6 +77,7 @@ def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:
         max_parallel=options.max_parallel,
         repository=options.repository,
         engine_path=options.engine_path,
+        speculative=options.speculative,
         bind_address=options.bind_address,
     )
 

@@ -72,3 +72,4 @@ class DeployRequest(Frozen):
     backend_version: str = ""
     engine_path: str = ""
     bind_address: str = ""
+    speculative: bool | None = None

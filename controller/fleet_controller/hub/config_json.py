@@ -57,6 +57,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         architecture=str(config.get("model_type", "")),
         layers=layers,
         kv_layers=layers - recurrent - window_layers,
+        query_heads=heads,
         kv_heads=_integer(config, "num_key_value_heads") or heads,
         key_length=head_length,
         value_length=head_length,

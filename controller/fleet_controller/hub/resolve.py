@@ -62,7 +62,7 @@ def resolve_with(request: DeployRequest, catalog: Catalog, lister: Lister, token
     if is_path(request.model):
         return _of_path(request.model, request.quantization)
     model, quantization = catalog.resolve(request.model)
-    return _of_catalog(model, request.quantization or quantization or "", wanted, lister)
+    return _of_catalog(model, request, request.quantization or quantization or "", wanted, lister)
 
 
 def is_path(model: str) -> bool:
@@ -80,7 +80,9 @@ def named_quantization(request: DeployRequest, catalog: Catalog) -> DeployReques
     return request.model_copy(update={"quantization": quantization or ""})
 
 
-def _of_catalog(model: Model, quantization: str, formats: tuple[str, ...], lister: Lister) -> ResolvedModel:
+def _of_catalog(
+    model: Model, request: DeployRequest, quantization: str, formats: tuple[str, ...], lister: Lister
+) -> ResolvedModel:
     entries = [entry for entry in model.artifacts if entry.format.value in formats]
     if quantization:
         spelled = model.find_quantization(quantization)
@@ -103,7 +105,7 @@ def _of_catalog(model: Model, quantization: str, formats: tuple[str, ...], liste
         sampling=_sampling(model),
         shape=catalog_shape(model.architecture, model.max_context),
         artifacts=tuple(artifacts),
-        overrides=tuple((name, _overrides(model, name)) for name in BACKENDS),
+        overrides=tuple((name, _overrides(model, name, request)) for name in BACKENDS),
         warnings=_gated_warnings({artifact.repository for artifact in artifacts}, lister),
     )
 
@@ -157,14 +159,21 @@ def _sampling(model: Model) -> tuple[tuple[str, str], ...]:
     return tuple((option, text) for option, text in pairs if text is not None)
 
 
-def _overrides(model: Model, backend: str) -> BackendOverrides:
+def _overrides(model: Model, backend: str, request: DeployRequest) -> BackendOverrides:
     notes = model.notes_for(backend)
-    variables = sorted(notes.environment.items())
+    settings = notes.for_version(request.backend_version)
+    speculation = settings.speculative if request.speculative is not False else None
+    variables = settings.environment | (speculation.environment if speculation else {})
     return BackendOverrides(
-        arguments=notes.arguments,
-        environment=tuple(EnvironmentVariable(name=name, value=value) for name, value in variables),
-        version=_pinned(notes.requirements, backend),
-        known_problems=notes.known_problems,
+        arguments=settings.arguments,
+        environment=tuple(EnvironmentVariable(name=name, value=value) for name, value in sorted(variables.items())),
+        version=notes.version or _pinned(notes.requirements, backend),
+        reasoning_parser=settings.reasoning_parser or "",
+        tool_call_parser=settings.tool_call_parser or "",
+        memory_fraction=settings.memory_fraction or "",
+        speculative=speculation.arguments if speculation else (),
+        requirements=tuple(item for item in settings.requirements if not item.startswith(f"{backend}==")),
+        known_problems=settings.known_problems,
     )
 
 
@@ -181,6 +190,7 @@ def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
         architecture=architecture.gguf_name,
         layers=architecture.layers,
         kv_layers=architecture.full_attention_layers,
+        query_heads=architecture.query_heads,
         kv_heads=architecture.kv_heads,
         key_length=architecture.head_dimension,
         value_length=architecture.head_dimension,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.backends.base import MemoryUse, Preallocates
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
@@ -15,6 +16,8 @@ FALLBACK_CONTEXT = 8192
 # Native formats first; plain safetensors are unquantized originals, taken when nothing else is there or on request.
 APPLE_PREFERENCE = (("mlx-lm", MLX), ("llama.cpp", "gguf"), ("mlx-lm", SAFETENSORS))
 PREFERENCE = (("llama.cpp", "gguf"), ("mlx-lm", MLX), ("mlx-lm", SAFETENSORS))
+# Large installs that take most of a GPU for themselves: never without being asked for by name.
+ON_REQUEST = (("vllm", SAFETENSORS), ("sglang", SAFETENSORS))
 
 
 class Choice(Frozen):
@@ -52,7 +55,7 @@ def usable(
     preference = APPLE_PREFERENCE if facts.apple is not None else PREFERENCE
     groups: list[tuple[Backend, list[ModelArtifact]]] = []
     reasons: list[str] = []
-    for name, artifact_format in preference:
+    for name, artifact_format in (*preference, *(ON_REQUEST if wanted else ())):
         backend = BACKENDS[name]
         if wanted and name != wanted:
             continue
@@ -135,7 +138,7 @@ def _judge_group(
         longest = request.context_length or _longest_context(resolved, artifact)
         levels = (longest,) if request.context_length else context_levels(longest)
         for position, tokens in enumerate(levels):
-            use = backend.memory_use(tokens, parallel, pool.kind != "RAM")
+            use = _memory_use(backend, tokens, parallel, pool, resolved)
             shape = artifact.shape or resolved.shape
             fit = judge_fit(artifact, shape, use, pool, offloads=backend.offloads, reserve_bytes=reserve_bytes)
             ladders.setdefault(position, []).append((artifact, longest, tokens, fit))
@@ -155,6 +158,14 @@ def _judge_group(
                 longest_context=longest,
                 fully_fitting_context=full_fit[id(artifact)],
             )
+
+
+def _memory_use(backend: Backend, tokens: int, parallel: int, pool: MemoryPool, resolved: ResolvedModel) -> MemoryUse:
+    use = backend.memory_use(tokens, parallel, pool.kind != "RAM")
+    if not isinstance(backend, Preallocates):
+        return use
+    taken = backend.preallocation(resolved.overrides_for(backend.name))
+    return use.model_copy(update={"preallocation": taken})
 
 
 def _longest_context(resolved: ResolvedModel, artifact: ModelArtifact) -> int:

@@ -1,11 +1,23 @@
-"""Which install of a backend a service runs on."""
+"""Which install of a backend a service runs on, and on which GPUs."""
 
 from fleet_controller.backends import Backend
-from fleet_controller.backends.base import BackendError, Installation, InstallRequest, installed
+from fleet_controller.backends.base import BackendError, Installation, InstallRequest, Preallocates, installed
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.planning.resolved import ResolvedModel
+
+
+def computing_gpus(
+    backend: Backend, facts: HostFacts, visible: tuple[GpuFacts, ...], resolved: ResolvedModel
+) -> tuple[GpuFacts, ...]:
+    """The GPUs that a service of this backend would compute on: all visible ones that the model can be dealt to."""
+    if not backend.uses_gpus(facts):
+        return ()
+    shape = resolved.shape or next((item.shape for item in resolved.artifacts if item.shape), None)
+    if shape is None or not isinstance(backend, Preallocates):
+        return visible
+    return visible[: shape.tensor_parallel_size(len(visible))]
 
 
 def choose_installation(
@@ -21,8 +33,11 @@ def choose_installation(
     A newer pin, or a host where binaries were adopted, is no reason to change under a running model.
     Raises BackendError.
     """
-    version = request.backend_version or resolved.overrides_for(backend.name).version
-    wanted = InstallRequest(version=version, engine_path=request.engine_path, gpus=gpus)
+    overrides = resolved.overrides_for(backend.name)
+    version = request.backend_version or overrides.version
+    wanted = InstallRequest(
+        version=version, engine_path=request.engine_path, gpus=gpus, requirements=overrides.requirements
+    )
     present = running.spec if running is not None and running.spec.backend == backend.name else None
     is_open = not request.backend_version and not request.engine_path
     if present is None or not is_open or installed(facts, present.tool.install_key) is None:

@@ -9,6 +9,7 @@ from fleet_controller.planning.shape import ModelShape
 
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
 SMALLEST_CONTEXT = 4096
+RESERVE = "reserve"
 
 
 class Fit(Frozen):
@@ -47,6 +48,8 @@ def judge_fit(
     `reserve_bytes` replaces the backend's own reserve (limits.memory_reserve of hosts.yaml).
     """
     lines = fit_lines(artifact, shape, use, pool.devices, reserve_bytes)
+    reserve = sum(line.bytes for line in lines if line.what == RESERVE)
+    lines, pool = _preallocated(lines, use, pool)
     needed = sum(line.bytes for line in lines)
     unknown = _unknown(artifact, shape, pool)
     offload = 0 if pool.free_bytes is None else max(needed - pool.free_bytes, 0)
@@ -64,10 +67,31 @@ def judge_fit(
         needed_bytes=needed,
         free_bytes=pool.free_bytes,
         offload_bytes=offload,
-        promised_bytes=needed if offload == 0 else max(needed - offload - lines[-1].bytes, 0),
+        promised_bytes=needed if offload == 0 else max(needed - offload - reserve, 0),
         memory_kind=pool.kind,
         unknown=unknown,
     )
+
+
+def _preallocated(
+    lines: tuple[FitLine, ...], use: MemoryUse, pool: MemoryPool
+) -> tuple[tuple[FitLine, ...], MemoryPool]:
+    """For a server that takes a fixed part of each device: all must fit into that part, and the part must be free.
+
+    Where all fits into the part, what is left of it is one more line; else the pool is no larger than the part.
+    """
+    taken = use.preallocation
+    whole = None if taken is None else pool.free_bytes if taken.of_free_memory else pool.total_bytes
+    if taken is None or whole is None or pool.free_bytes is None:
+        return lines, pool
+    part = int(whole * taken.fraction)
+    rest = part - sum(line.bytes for line in lines)
+    if rest < 0:
+        kind = f"{pool.kind} within its memory fraction of {taken.fraction:g}"
+        return lines, pool.model_copy(update={"free_bytes": min(part, pool.free_bytes), "kind": kind})
+    of_what = "free" if taken.of_free_memory else "all"
+    arithmetic = f"the server takes {taken.fraction:g} of {of_what} {whole / 1e9:.1f} GB at its start, less the above"
+    return (*lines, FitLine(what="taken beforehand", bytes=rest, arithmetic=arithmetic)), pool
 
 
 def _unknown(artifact: ModelArtifact, shape: ModelShape | None, pool: MemoryPool) -> str:
@@ -89,20 +113,24 @@ def fit_lines(
         source = f"{artifact.quantization or 'model'}, {artifact.format} files"
         lines.append(FitLine(what="weights", bytes=artifact.weights_bytes, arithmetic=source))
     if shape is not None:
-        lines += _cache_lines(shape, use)
+        copies = shape.cache_copies(devices) if use.preallocation else 1
+        lines += _cache_lines(shape, use, copies)
     reserve = use.reserve_bytes_per_device * devices if reserve_bytes is None else reserve_bytes
     per_device = f"{devices} x {use.reserve_bytes_per_device / 2**20:.0f} MiB for compute buffers"
     reserve_text = per_device if reserve_bytes is None else "limits.memory_reserve of hosts.yaml"
-    lines.append(FitLine(what="reserve", bytes=reserve, arithmetic=reserve_text))
+    if reserve:
+        lines.append(FitLine(what=RESERVE, bytes=reserve, arithmetic=reserve_text))
     return tuple(lines)
 
 
-def _cache_lines(shape: ModelShape, use: MemoryUse) -> list[FitLine]:
+def _cache_lines(shape: ModelShape, use: MemoryUse, copies: int) -> list[FitLine]:
     tokens = use.context_tokens
     lines = []
     if shape.kv_layers:
-        arithmetic = f"{shape.kv_arithmetic()} x {tokens} tokens"
-        lines.append(FitLine(what="KV cache", bytes=shape.kv_bytes_per_token() * tokens, arithmetic=arithmetic))
+        on_each = f" x {copies} copies (tensor parallel)" if copies > 1 else ""
+        arithmetic = f"{shape.kv_arithmetic()} x {tokens} tokens{on_each}"
+        size = shape.kv_bytes_per_token() * tokens * copies
+        lines.append(FitLine(what="KV cache", bytes=size, arithmetic=arithmetic))
     if shape.window_layers:
         window = f"{shape.window_layers} layers with a window of {shape.window_tokens} tokens, {use.sequences} slots"
         lines.append(FitLine(what="window cache", bytes=shape.window_bytes(tokens) * use.sequences, arithmetic=window))

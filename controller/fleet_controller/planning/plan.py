@@ -10,7 +10,7 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
-from fleet_controller.planning.engine import choose_installation
+from fleet_controller.planning.engine import choose_installation, computing_gpus
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_step, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
@@ -155,7 +155,7 @@ def _decide(
     check_busy: bool = True,
 ) -> _Work:
     visible = visible_gpus(facts, host.environment)
-    used = {name: visible if backend.uses_gpus(facts) else () for name, backend in BACKENDS.items()}
+    used = {name: computing_gpus(backend, facts, visible, resolved) for name, backend in BACKENDS.items()}
     pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
     choice = choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
     backend, gpus = BACKENDS[choice.backend], used[choice.backend]
@@ -219,6 +219,8 @@ def _warnings(
         found.append(f"context {choice.context_tokens}: {choice.longest_context} does not fit")
     if not backend.memory_use(1, 0, bool(gpus)).context_is_enforced:
         found.append(f"{backend.name} does not limit the context: memory is planned for {choice.context_tokens} tokens")
+    if request.speculative and not resolved.overrides_for(backend.name).speculative:
+        found.append(f"no speculative settings are known for {resolved.name} on {backend.name}: it runs without")
     if any(not gpu.processes_known for gpu in gpus):
         found.append("the driver does not tell who uses the GPU, so it may be busy")
     address = request.bind_address

@@ -120,7 +120,8 @@ def _python_environment(facts: HostFacts, step: PythonEnvironmentStep) -> Iterat
     argv += [word for url in step.extra_index_urls for word in ("--extra-index-url", url)]
     argv += ["--prerelease", "allow"] if step.prerelease else []
     argv += ["--overrides", f"{folder}/overrides.txt"] if step.overrides else []
-    yield PlannedCommand(purpose="install", argv=(*argv, *step.requirements))
+    replaced = f"overrides.txt holds: {', '.join(step.overrides)}" if step.overrides else ""
+    yield PlannedCommand(purpose="install", argv=(*argv, *step.requirements), description=replaced)
 
 
 def _source_dir(facts: HostFacts, key: str) -> str:

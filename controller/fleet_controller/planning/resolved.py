@@ -44,11 +44,20 @@ class ModelArtifact(Frozen):
 
 
 class BackendOverrides(Frozen):
-    """What the catalog says about one model on one backend."""
+    """What the catalog says about one model on one backend, for the version and the speculation that were asked for.
+
+    `speculative` are arguments too, kept apart because a backend has a place for them; empty without speculation.
+    `requirements` must be installed with the backend, whatever version of them it asks for itself.
+    """
 
     arguments: tuple[str, ...] = ()
     environment: tuple[EnvironmentVariable, ...] = ()
     version: str = ""
+    reasoning_parser: str = ""
+    tool_call_parser: str = ""
+    memory_fraction: str = ""
+    speculative: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
     known_problems: tuple[str, ...] = ()
 
 

@@ -54,6 +54,7 @@ def service_spec(
             sampling=resolved.sampling,
             overrides=resolved.overrides_for(backend.name),
             weights_bytes=choice.artifact.weights_bytes or 0,
+            devices=len(gpus),
             hf_home=facts.layout.hf_home,
         ),
     )

@@ -26,6 +26,25 @@ class ModelShape(Frozen):
     recurrent_layers: int = 0
     recurrent_values_per_layer: int = 0
     context_length: int | None = None
+    query_heads: int = 0
+
+    def tensor_parallel_size(self, devices: int) -> int:
+        """On how many of so many GPUs a tensor-parallel server can run: heads are dealt out whole.
+
+        Key and value heads may also be fewer than GPUs, as long as each is copied to equally many.
+        """
+
+        def dealt(count: int) -> bool:
+            kv_heads = 1 if self.mla_latent_length else self.kv_heads
+            return self.query_heads % count == 0 and (kv_heads % count == 0 or count % max(kv_heads, 1) == 0)
+
+        return next((count for count in range(devices, 1, -1) if dealt(count)), min(devices, 1))
+
+    def cache_copies(self, devices: int) -> int:
+        """How often tensor parallelism keeps the KV cache: a latent vector (MLA) or a single head cannot be split."""
+        if self.mla_latent_length:
+            return max(devices, 1)
+        return max(devices // self.kv_heads, 1) if self.kv_heads else 1
 
     def _values_per_layer(self) -> int:
         return self.mla_latent_length or self.kv_heads * (self.key_length + self.value_length)

@@ -449,6 +449,7 @@ class PlanDeployRequest(_message.Message):
     BACKEND_VERSION_FIELD_NUMBER: _builtins.int
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     BIND_ADDRESS_FIELD_NUMBER: _builtins.int
+    SPECULATIVE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"glm-4.7-flash", "qwen3.5-9b:Q8_0", a path on the hosts, or "" with repository"""
     pattern: _builtins.str
@@ -464,6 +465,8 @@ class PlanDeployRequest(_message.Message):
     engine_path: _builtins.str
     """existing binaries to adopt"""
     bind_address: _builtins.str
+    speculative: _builtins.bool
+    """absent = as the catalog has it for the model and backend"""
     def __init__(
         self,
         *,
@@ -478,10 +481,11 @@ class PlanDeployRequest(_message.Message):
         backend_version: _builtins.str = ...,
         engine_path: _builtins.str = ...,
         bind_address: _builtins.str = ...,
+        speculative: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "context_length", b"context_length", "max_parallel", b"max_parallel", "port", b"port"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "_speculative", b"_speculative", "context_length", b"context_length", "max_parallel", b"max_parallel", "port", b"port", "speculative", b"speculative"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "engine_path", b"engine_path", "max_parallel", b"max_parallel", "model", b"model", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "_speculative", b"_speculative", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "engine_path", b"engine_path", "max_parallel", b"max_parallel", "model", b"model", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository", "speculative", b"speculative"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
@@ -489,12 +493,16 @@ class PlanDeployRequest(_message.Message):
     _WhichOneofArgType__max_parallel: _TypeAlias = _typing.Literal["_max_parallel", b"_max_parallel"]  # noqa: Y015
     _WhichOneofReturnType__port: _TypeAlias = _typing.Literal["port"]  # noqa: Y015
     _WhichOneofArgType__port: _TypeAlias = _typing.Literal["_port", b"_port"]  # noqa: Y015
+    _WhichOneofReturnType__speculative: _TypeAlias = _typing.Literal["speculative"]  # noqa: Y015
+    _WhichOneofArgType__speculative: _TypeAlias = _typing.Literal["_speculative", b"_speculative"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel) -> _WhichOneofReturnType__max_parallel | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__port) -> _WhichOneofReturnType__port | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speculative) -> _WhichOneofReturnType__speculative | None: ...
 
 Global___PlanDeployRequest: _TypeAlias = PlanDeployRequest  # noqa: Y015
 

@@ -3,6 +3,7 @@
 import pytest
 
 from fleet_controller.backends import BACKENDS
+from fleet_controller.backends.base import Preallocation
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.hub.resolve import catalog_shape
 from fleet_controller.planning.devices import MemoryPool
@@ -120,3 +121,42 @@ def test_weights_alone_can_refuse_without_an_architecture() -> None:
 def test_context_levels_halve_down_to_something_useful() -> None:
     assert context_levels(16384) == (16384, 8192, 4096)
     assert context_levels(2048) == (2048,)
+
+
+def taken(
+    weights_bytes: int, fraction: float, *, free_bytes: int, of_free_memory: bool = False, devices: int = 1
+) -> Fit:
+    """vLLM's or SGLang's verdict for the 4B model at 8192 tokens on cards with 25 GB each."""
+    pool = MemoryPool(kind="VRAM", free_bytes=free_bytes, total_bytes=25 * GB * devices, devices=devices)
+    use = BACKENDS["sglang"].memory_use(8192, 1, True)
+    use = use.model_copy(update={"preallocation": Preallocation(fraction=fraction, of_free_memory=of_free_memory)})
+    artifact = ModelArtifact(format="safetensors", weights_bytes=weights_bytes)
+    return judge_fit(artifact, shape("qwen3.5-4b"), use, pool, offloads=False)
+
+
+def test_a_server_that_takes_a_part_of_the_gpu_promises_all_of_it() -> None:
+    fit = taken(9 * GB, 0.8, free_bytes=24 * GB)
+    assert fit.verdict is FitVerdict.FITS
+    assert fit.needed_bytes == fit.promised_bytes == sum(line.bytes for line in fit.lines) == 20 * GB
+    assert fit.lines[-1].what == "taken beforehand"
+
+
+def test_the_part_must_be_free_and_must_hold_the_model() -> None:
+    assert taken(9 * GB, 0.8, free_bytes=20 * GB).verdict is FitVerdict.FITS
+    assert taken(9 * GB, 0.8, free_bytes=20 * GB - 1).verdict is FitVerdict.REFUSED
+    too_large = taken(20 * GB, 0.8, free_bytes=24 * GB)
+    assert too_large.verdict is FitVerdict.REFUSED and too_large.free_bytes == 20 * GB
+    assert "memory fraction of 0.8" in too_large.summary()
+
+
+def test_a_part_of_what_is_free_shrinks_with_it() -> None:
+    assert taken(9 * GB, 0.8, free_bytes=15 * GB, of_free_memory=True).needed_bytes == 12 * GB
+    assert taken(12 * GB, 0.8, free_bytes=15 * GB, of_free_memory=True).verdict is FitVerdict.REFUSED
+
+
+def test_heads_decide_over_how_many_gpus_a_model_goes() -> None:
+    glm, qwen = shape("glm-4.7-flash"), shape("qwen3.5-4b")
+    assert [glm.tensor_parallel_size(count) for count in (0, 1, 2, 3, 4, 8)] == [0, 1, 2, 2, 4, 5]
+    assert [qwen.tensor_parallel_size(count) for count in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 8]
+    assert [glm.cache_copies(count) for count in (0, 1, 4)] == [1, 1, 4]
+    assert [qwen.cache_copies(count) for count in (1, 2, 4, 8)] == [1, 1, 1, 2]

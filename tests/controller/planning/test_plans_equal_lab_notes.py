@@ -1,27 +1,18 @@
-"""Golden tests: what `--dry-run` shows is what the lab notes say, and exactly what the golden files hold.
+"""Golden tests of llama.cpp and MLX-LM: `--dry-run` shows what the lab notes say, and what the golden files hold."""
 
-Golden files are written anew with FLEET_UPDATE_GOLDEN=1; the comparison with the notes does not depend on them.
-"""
-
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fleet_controller.backends import BACKENDS
 from fleet_controller.backends.base import Benches, BenchOptions, Installation
-from fleet_controller.backends.versions import MLX_LM_VERSION
-from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.plan import DeployRequest, FitVerdict, HostPlan, PlanAction
-from fleet_controller.domain.steps import ArtifactFile, HubDownloadStep
-from fleet_controller.hub.metadata import HubSnapshot
-from fleet_controller.hub.resolve import resolve_with
-from fleet_controller.planning.plan import PlannedDeployment, plan_host
+from fleet_controller.domain.plan import FitVerdict, PlanAction
+from fleet_controller.domain.steps import HubDownloadStep
+from fleet_controller.planning.plan import PlannedDeployment
 from fleet_controller.planning.render import tool_path
 from fleet_inventory.catalog import load_catalog
-from fleet_inventory.hosts import Host
+from support import golden_plans
+from support.golden_plans import DATA, check_golden, facts_of, listing, places_of, served
 from support.lab_notes import (
     ADDITIONS,
     PERMITTED_ENVIRONMENT,
@@ -32,25 +23,12 @@ from support.lab_notes import (
     without,
 )
 
-DATA = Path(__file__).parent / "data"
 NOTES = shell_commands((DATA / "lab-notes-excerpt.md").read_text(encoding="utf-8"))
 DOCUMENT = Path(__file__).parents[3] / "docs" / "substitutions.md"
 
 
-def facts_of(host: str) -> HostFacts:
-    return HostFacts.model_validate_json((DATA / f"{host}.facts.json").read_text(encoding="utf-8"))
-
-
-def listing(repository: str) -> HubSnapshot:
-    entry = json.loads((DATA / "hub_listings.json").read_text(encoding="utf-8"))[repository]
-    files = tuple(ArtifactFile.model_validate(file) for file in entry["files"])
-    return HubSnapshot(repository=repository, revision="main", commit=entry["commit"], files=files)
-
-
 def deploy(host: str, model: str, quantization: str, backend: str) -> PlannedDeployment:
-    request = DeployRequest(model=model, quantization=quantization, backend=backend)
-    resolved = resolve_with(request, load_catalog(), listing)
-    return plan_host(Host(name=host, address=host), facts_of(host), (), request, resolved)
+    return golden_plans.deploy(facts_of(host), host, model=model, quantization=quantization, backend=backend)
 
 
 def commands_of(*words: str) -> list[list[str]]:
@@ -65,30 +43,6 @@ CASES = {
     "qwen3.5-4b": ("rtx4090", "qwen3.5-4b", "Q8_0", "", "Qwen3.5-4B-Q8_0.gguf"),
     "qwen3.5-4b-mlx": ("m4", "qwen3.5-4b", "4bit", "", "Qwen3.5-4B-MLX-4bit"),
 }
-
-
-def places_of(facts: HostFacts, deployment: PlannedDeployment) -> dict[str, str]:
-    """What the substitutions' {places} are on this host for this plan."""
-    service, prepare = deployment.plan.service, deployment.prepare
-    assert service is not None and prepare is not None
-    download = next(step.hub_download for step in prepare.steps if step.hub_download)
-    build = next((step.cmake_build for step in prepare.steps if step.cmake_build), None)
-    engines, repository = facts.layout.engines_dir, download.repository.replace("/", "--")
-    tools = {tool.name: tool.path for tool in facts.tools}
-    return {
-        "engine": f"{engines}/{service.tool.install_key}",
-        "source": f"{engines}/sources/{build.source_key}" if build else "",
-        "snapshot": f"{facts.layout.hf_home}/hub/models--{repository}/snapshots/{download.commit}",
-        "cores": str(facts.cpu.logical_cores),
-        "git": tools.get("git", ""),
-        "cmake": tools.get("cmake", ""),
-        "uv": tools.get("uv", ""),
-        "mlx_lm_version": MLX_LM_VERSION,
-    }
-
-
-def served(plan: HostPlan) -> list[str]:
-    return list(next(command.argv for command in plan.commands if command.purpose == "serve"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -211,28 +165,7 @@ def test_full_context_of_the_27b_needs_part_on_the_cpu() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_dry_run_is_exactly_the_golden_file(case: str) -> None:
     host, model, quantization, backend, _ = CASES[case]
-    plan = deploy(host, model, quantization, backend).plan
-    document: dict[str, Any] = {
-        "host": plan.host,
-        "action": plan.action.value,
-        "fit": plan.fit.value,
-        "fit_lines": [line.model_dump() for line in plan.fit_lines],
-        "warnings": list(plan.warnings),
-        "commands": [
-            {
-                "purpose": command.purpose,
-                "argv": list(command.argv),
-                "environment": {variable.name: variable.value for variable in command.environment},
-                "description": command.description,
-            }
-            for command in plan.commands
-        ],
-    }
-    path = DATA / f"golden_{host}_{case}.json"
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    if os.environ.get("FLEET_UPDATE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == text
+    check_golden(deploy(host, model, quantization, backend).plan, f"{host}_{case}")
 
 
 def test_the_document_names_every_substitution_and_addition() -> None:
