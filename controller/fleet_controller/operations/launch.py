@@ -15,6 +15,8 @@ RETRY_MOST_SECONDS = 10.0
 PATIENCE_SECONDS = 600.0
 # The agent goes on trying for ever; someone who waits at a terminal learns after so many crashes that it will not do.
 CRASHES_BEFORE_GIVING_UP = 2
+# A start may be refused once or twice while a predecessor's port or memory becomes free; then somebody else has it.
+REFUSALS_BEFORE_GIVING_UP = 3
 
 
 class LaunchFailed(OperationError):
@@ -29,12 +31,15 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
     loop = asyncio.get_running_loop()
     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
     said = ""
+    planned_starts: set[int] = set()  # Unix ms of every start that the agent put off while we looked
     while True:
         try:
             async with context.pool.client(host) as agent:
                 async for status in agent.watch_service(spec.name):
                     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
-                    if _is_ready(status, applied):
+                    if status.state is ServiceState.BACKING_OFF:
+                        planned_starts.add(status.next_start_unix_ms or 0)
+                    if _is_ready(status, applied, len(planned_starts)):
                         return
                     text = _text(status)
                     if text != said:
@@ -49,7 +54,7 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
         wait = min(wait * 2, RETRY_MOST_SECONDS)
 
 
-def _is_ready(status: ServiceStatus, applied: ServiceStatus) -> bool:
+def _is_ready(status: ServiceStatus, applied: ServiceStatus, times_put_off: int) -> bool:
     """READY with our spec; raises LaunchFailed where it will not get there."""
     if applied.spec_digest and status.spec_digest and status.spec_digest != applied.spec_digest:
         raise LaunchFailed(
@@ -57,8 +62,8 @@ def _is_ready(status: ServiceStatus, applied: ServiceStatus) -> bool:
         )
     if status.desired is DesiredState.STOPPED:
         raise LaunchFailed("stopped", f"{status.spec.name} was stopped by someone else meanwhile", "fleet ps")
-    crashed = status.state is ServiceState.BACKING_OFF and status.restarts >= CRASHES_BEFORE_GIVING_UP
-    if status.state is ServiceState.FAILED or crashed:
+    hopeless = status.restarts >= CRASHES_BEFORE_GIVING_UP or times_put_off >= REFUSALS_BEFORE_GIVING_UP
+    if status.state is ServiceState.FAILED or (status.state is ServiceState.BACKING_OFF and hopeless):
         raise _failure(status)
     return status.state is ServiceState.READY
 
