@@ -1,11 +1,11 @@
 """From what a user typed to exact artifacts, once per model hub: reads the catalog and asks the hub, in a thread."""
 
-import asyncio
 import os
 from pathlib import Path
 
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.resolved import ResolvedModel
 from fleet_inventory.base import CatalogError
@@ -37,7 +37,7 @@ async def resolve_for(request: DeployRequest, endpoint: str) -> ResolvedModel:
     from fleet_controller.hub.resolve import resolve_model
 
     try:
-        return await asyncio.to_thread(resolve_model, request, catalog(), endpoint, _token(endpoint))
+        return await in_daemon_thread(resolve_model, request, catalog(), endpoint, _token(endpoint))
     except CatalogError as error:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
     except PlanProblem as error:
