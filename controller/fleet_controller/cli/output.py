@@ -1,5 +1,6 @@
 """What a command prints: tables and JSON to stdout. Aligned text when piped, a little colour on a terminal."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -8,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 GREEN, YELLOW, RED, BOLD, DIM, PLAIN = "32", "33", "31", "1", "2", ""
-GAP = "  "
+GAP = INDENT = "  "
+LAST_COLUMN_LEAST = 24
 
 
 def can_ask() -> bool:
@@ -30,28 +32,73 @@ def print_table(
     styles: dict[str, str] | None = None,
     stream: TextIO | None = None,
 ) -> None:
-    """A table without lines; on a terminal the last column is cut at its edge. `styles` colours whole cell texts."""
+    """A table without lines. `styles` colours whole cell texts on a terminal.
+
+    Where a terminal is too narrow, each row goes on in further, indented lines, and the last column is wrapped at its
+    words: nothing is left out.
+    """
     stream = stream or sys.stdout
     table = [list(row) for row in rows]
     widths = [max(width_of(row[index]) for row in [list(columns), *table]) for index in range(len(columns))]
-    limit = shutil.get_terminal_size().columns if stream.isatty() else None
-    print(styled(_line(columns, widths, limit), BOLD, stream), file=stream)
+    terminal = stream.isatty()
+    limit = shutil.get_terminal_size().columns if terminal else None
+    groups = _groups(widths, limit)
+    for line in _lines(columns, widths, groups, limit):
+        print(styled(line, BOLD, stream), file=stream)
     for row in table:
-        print(_line(row, widths, limit, styles if stream.isatty() else None), file=stream)
+        for line in _lines(row, widths, groups, limit, styles if terminal else None):
+            print(line, file=stream)
 
 
-def _line(cells: Sequence[str], widths: list[int], limit: int | None, styles: dict[str, str] | None = None) -> str:
-    parts = []
-    used = 0
-    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        last = index == len(cells) - 1
-        if last and limit is not None:
-            cell = cell[: max(limit - used, 8)]
-        padding = "" if last else " " * (width - width_of(cell))
-        used += width + len(GAP)
-        style = (styles or {}).get(cell, PLAIN)
-        parts.append((f"\x1b[{style}m{cell}\x1b[0m" if style else cell) + padding)
-    return GAP.join(parts).rstrip()
+def _groups(widths: Sequence[int], limit: int | None) -> list[range]:
+    """Which columns share a line of a terminal with `limit` columns; the last one can do with little."""
+    starts, used = [0], widths[0]
+    for index, width in enumerate(widths[1:], start=1):
+        least = min(width, LAST_COLUMN_LEAST) if index == len(widths) - 1 else width
+        if limit is not None and used + len(GAP) + least > limit:
+            starts.append(index)
+            used = len(INDENT) + width
+        else:
+            used += len(GAP) + width
+    return [range(first, end) for first, end in itertools.pairwise([*starts, len(widths)])]
+
+
+def _lines(
+    cells: Sequence[str],
+    widths: Sequence[int],
+    groups: Sequence[range],
+    limit: int | None,
+    styles: dict[str, str] | None = None,
+) -> list[str]:
+    """The lines of one row."""
+    lines = []
+    for group in groups:
+        line, used = (INDENT, len(INDENT)) if group.start else ("", 0)
+        for index in group:
+            cell = cells[index]
+            if index == len(cells) - 1:
+                first, *rest = _wrapped(cell, None if limit is None else max(limit - used, LAST_COLUMN_LEAST))
+                lines += [line + _coloured(first, styles), *(" " * used + text for text in rest)]
+                break
+            line += _coloured(cell, styles) + " " * (widths[index] - width_of(cell)) + GAP
+            used += widths[index] + len(GAP)
+        else:
+            lines.append(line)
+    return [line.rstrip() for line in lines]
+
+
+def _wrapped(text: str, limit: int | None) -> list[str]:
+    """`text` in lines of `limit` characters; words stay whole, so that a path or URL can be copied."""
+    if limit is None or width_of(text) <= limit:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, limit, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _coloured(cell: str, styles: dict[str, str] | None) -> str:
+    style = (styles or {}).get(cell, PLAIN)
+    return f"\x1b[{style}m{cell}\x1b[0m" if style else cell
 
 
 def width_of(text: str) -> int:
@@ -95,4 +142,7 @@ def confirm(question: str, assume_yes: bool) -> bool:
             "look at the plan above, then repeat the command with --yes",
         )
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    agreed = sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not agreed:
+        print("nothing was changed", file=sys.stderr)
+    return agreed
