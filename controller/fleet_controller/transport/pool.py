@@ -8,8 +8,6 @@ wrongly is found again by asking the host.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from fleet_controller.transport.discovery import discover, start_agent
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
 from fleet_controller.transport.link import HostLink
 from fleet_controller.transport.local import LocalLink
+from fleet_controller.transport.socket_memory import SocketMemory, way_to
 from fleet_inventory.hosts import Host
 
 SSH_HANDSHAKES_AT_ONCE = 32
@@ -39,6 +38,7 @@ class _Contact:
 
     host: Host
     link: HostLink | None = None
+    way: str = ""  # that the link took
     channel: grpc.aio.Channel | None = None
     identity: AgentIdentity | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -48,7 +48,7 @@ class AgentPool:
     """Agents by host. Use `async with pool.client(host) as agent`; close the pool with `await pool.close()`."""
 
     def __init__(self, state_dir: Path, ssh_handshakes_at_once: int = SSH_HANDSHAKES_AT_ONCE) -> None:
-        self._sockets = _SocketMemory(state_dir / "agents.json")
+        self._sockets = SocketMemory(state_dir / "agents.json")
         self._contacts: dict[str, _Contact] = {}
         self._handshakes = asyncio.Semaphore(ssh_handshakes_at_once)
 
@@ -85,7 +85,7 @@ class AgentPool:
 
     def remember(self, host: Host, socket_path: str) -> None:
         """Bring-up tells where the agent of a host listens; empty forgets it."""
-        self._sockets.put(host.name, socket_path)
+        self._sockets.put(host, socket_path)
 
     async def reset_channel(self, host: Host) -> None:
         """Drops the channel but keeps the link: the agent behind the socket is another process now."""
@@ -156,8 +156,7 @@ class AgentPool:
         return contact
 
     async def _ready_client(self, contact: _Contact) -> AgentClient:
-        if contact.link and contact.link.closed:
-            await _close_contact(contact)
+        await _close_stale(contact)
         if contact.link and contact.channel and contact.identity and _is_warm(contact.channel):
             return _client(contact, contact.channel)
         link = await self._open_link(contact)
@@ -168,10 +167,11 @@ class AgentPool:
             raise
 
     async def _open_link(self, contact: _Contact) -> HostLink:
-        if contact.link and contact.link.closed:
-            await _close_contact(contact)
+        await _close_stale(contact)
         if contact.link is None:
-            contact.link = await self._connect(contact.host)
+            host = contact.host
+            contact.link = await self._connect(host)
+            contact.way = way_to(host)
         return contact.link
 
     async def _connect(self, host: Host) -> HostLink:
@@ -185,7 +185,7 @@ class AgentPool:
             return await ssh.connect(host)
 
     async def _shake_hands(self, contact: _Contact, link: HostLink) -> AgentClient:
-        remembered = self._sockets.get(contact.host.name)
+        remembered = self._sockets.get(contact.host)
         if remembered:
             with suppress(NoAgent):
                 return await self._open_client(contact, link, remembered)
@@ -193,7 +193,7 @@ class AgentPool:
         if not found.running:
             await start_agent(link, contact.host, found)
         client = await self._wait_for_agent(contact, link, found.socket_path)
-        self._sockets.put(contact.host.name, found.socket_path)
+        self._sockets.put(contact.host, found.socket_path)
         return client
 
     async def _wait_for_agent(self, contact: _Contact, link: HostLink, socket_path: str) -> AgentClient:
@@ -233,6 +233,12 @@ def _is_warm(channel: grpc.aio.Channel) -> bool:
     return channel.get_state() is grpc.ChannelConnectivity.READY
 
 
+async def _close_stale(contact: _Contact) -> None:
+    """Closes a link that broke, or that leads where hosts.yaml no longer says that the host is."""
+    if contact.link and (contact.link.closed or contact.way != way_to(contact.host)):
+        await _close_contact(contact)
+
+
 async def _close_channel(contact: _Contact) -> None:
     channel, contact.channel, contact.identity = contact.channel, None, None
     if channel:
@@ -245,27 +251,3 @@ async def _close_contact(contact: _Contact) -> None:
     link, contact.link = contact.link, None
     if link:
         await link.close()
-
-
-class _SocketMemory:
-    """Host name -> socket path, in a small JSON file that is replaced whole. A broken file counts as empty."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            self._sockets = {str(name): str(socket) for name, socket in document["sockets"].items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            self._sockets = {}
-
-    def get(self, host: str) -> str:
-        return self._sockets.get(host, "")
-
-    def put(self, host: str, socket_path: str) -> None:
-        if self._sockets.get(host, "") == socket_path:
-            return
-        self._sockets[host] = socket_path
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-        draft.write_text(json.dumps({"sockets": self._sockets}, indent=1), encoding="utf-8")
-        draft.replace(self._path)

@@ -145,6 +145,20 @@ async def test_status_and_upgrade_of_a_host_without_agent_name_fleet_up(hosts: l
         assert (event.problem.code, event.problem.remedy) == ("no-agent", "fleet up one")
 
 
+async def test_a_name_that_means_another_place_now_reaches_the_agent_there(
+    hosts: list[Host], pool: AgentPool, tmp_path: Path
+) -> None:
+    """hosts.yaml was edited: neither a warm connection nor a remembered socket may lead to the former agent."""
+    await last(bring_up(hosts, pool))
+    one, two = [(await pool.identity(host)).pid for host in hosts]
+    moved = hosts[0].model_copy(update={"agent_root": hosts[1].agent_root})
+    assert (await pool.identity(moved)).pid == two
+    assert (await pool.identity(hosts[0])).pid == one
+    cold = AgentPool(tmp_path / "state")  # another command, which knows what was remembered
+    assert (await cold.identity(moved)).pid == two
+    await cold.close()
+
+
 async def test_contact_with_a_host_that_was_never_brought_up(hosts: list[Host], pool: AgentPool) -> None:
     with pytest.raises(NoAgent):
         async with pool.client(hosts[0]):
