@@ -68,7 +68,7 @@ async def _on_host(context: FleetContext, host: Host, request: BenchRequest) -> 
         save_results(context.database, results)
         yield _measured(host, results)
     except Exception as error:
-        yield HostEvent(host=host.name, stage="bench", done=True, problem=problem_of(error, host.name))
+        yield HostEvent(host=host.name, stage="bench", done=True, problem=problem_of(error))
 
 
 def _service(services: tuple[ServiceStatus, ...], model: str) -> ServiceSpec:

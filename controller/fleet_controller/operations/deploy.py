@@ -87,7 +87,7 @@ async def _deploy(
                 yield event
         yield _ready(host, spec, answers, time.monotonic() - started)
     except (OperationError, TransportError) as error:
-        yield HostEvent(host=host.name, stage="deploy", done=True, problem=problem_of(error, host.name))
+        yield HostEvent(host=host.name, stage="deploy", done=True, problem=problem_of(error))
 
 
 async def _join_earlier(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncGenerator[HostEvent]:

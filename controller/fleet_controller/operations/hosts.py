@@ -74,7 +74,7 @@ async def live_report(context: FleetContext, host: Host) -> HostReport:
         connection = next(state for kind, state in CONNECTIONS if isinstance(error, kind))
         update = {"connection": connection, "problem": error.problem}
     except Exception as error:
-        update = {"connection": HostConnection.UNREACHABLE, "problem": problem_of(error, host.name)}
+        update = {"connection": HostConnection.UNREACHABLE, "problem": problem_of(error)}
     return base.model_copy(update=update | {"seconds": time.monotonic() - started})
 
 

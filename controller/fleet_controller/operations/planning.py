@@ -87,7 +87,7 @@ async def gather_state(context: FleetContext, host: Host) -> HostState | Problem
             )
         return HostState(facts, services, artifacts)
     except Exception as error:
-        return problem_of(error, host.name)
+        return problem_of(error)
 
 
 def replan(host: Host, state: HostState, planned: PlannedHost, request: DeployRequest) -> PlannedDeployment:
@@ -111,7 +111,7 @@ def _plan_of(
     if isinstance(state, Problem):
         return PlannedHost(deployment=unreachable_plan(host.name, state))
     if isinstance(resolved, BaseException):
-        problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)), host.name)
+        problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)))
         return PlannedHost(deployment=unreachable_plan(host.name, problem))
     deployment = plan_host(host, state.facts, state.services, request, resolved, state.artifacts)
     return PlannedHost(deployment=deployment, resolved=resolved)

@@ -13,7 +13,7 @@ class OperationError(Exception):
         self.usage = usage
 
 
-def problem_of(error: Exception, host: str = "") -> Problem:
+def problem_of(error: Exception) -> Problem:
     """What a user reads about an exception on one host."""
     if isinstance(error, TransportError | OperationError):
         return error.problem

@@ -72,7 +72,7 @@ class RunningWork:
             raise
         except Exception as error:
             logger.exception("%s: work %s failed", host, key)
-            await self._publish(work, HostEvent(host=host, done=True, problem=problem_of(error, host)))
+            await self._publish(work, HostEvent(host=host, done=True, problem=problem_of(error)))
         finally:
             self._works.pop(key, None)
             work.over = True

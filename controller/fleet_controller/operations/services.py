@@ -21,7 +21,7 @@ async def list_services(context: FleetContext, pattern: str) -> AsyncGenerator[H
             async with context.pool.client(host) as agent:
                 return HostServices(host=host.name, services=await agent.list_services(), reachable=True)
         except Exception as error:
-            return HostServices(host=host.name, problem=problem_of(error, host.name))
+            return HostServices(host=host.name, problem=problem_of(error))
 
     async for found in as_they_finish(context.select(pattern), of_host):
         yield found
@@ -53,7 +53,7 @@ async def _stop_on(
                 host=name, stage="stop", message=_stopped(chosen, running, model), done=True, changed=bool(running)
             )
     except Exception as error:
-        yield HostEvent(host=name, stage="stop", done=True, problem=problem_of(error, name))
+        yield HostEvent(host=name, stage="stop", done=True, problem=problem_of(error))
 
 
 def _stopped(chosen: list[ServiceStatus], running: list[ServiceStatus], model: str) -> str:
@@ -87,7 +87,7 @@ async def _read_on(
     except AgentRefused as error:
         yield LogPiece(host=host.name, service=model, problem=error.problem)
     except Exception as error:
-        yield LogPiece(host=host.name, service=model, problem=problem_of(error, host.name))
+        yield LogPiece(host=host.name, service=model, problem=problem_of(error))
 
 
 def _not_deployed(model: str, names: list[str]) -> Problem:
