@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
+from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import Step, ToolRef
-from fleet_controller.planning.resolved import BackendOverrides, ModelArtifact
 
 
 class BackendError(Exception):

@@ -28,6 +28,7 @@ from fleet_controller.backends.base import (
 )
 from fleet_controller.backends.versions import LLAMA_CPP_REPOSITORY, LLAMA_CPP_VERSION
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
+from fleet_controller.domain.resolved import GGUF, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import (
     AdoptEngineStep,
@@ -38,7 +39,6 @@ from fleet_controller.domain.steps import (
     Step,
     ToolRef,
 )
-from fleet_controller.planning.resolved import GGUF, ModelArtifact
 
 # The notes' five targets, and the one that measures perplexity.
 TARGETS = ("llama-cli", "llama-mtmd-cli", "llama-server", "llama-gguf-split", "llama-bench", "llama-perplexity")

@@ -26,9 +26,9 @@ from fleet_controller.backends.python_range import python_range
 from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION, PYTHON_RANGES
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.resolved import MLX, SAFETENSORS, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import PythonEnvironmentStep, RunToolStep, Step, ToolRef
-from fleet_controller.planning.resolved import MLX, SAFETENSORS, ModelArtifact
 
 PYTHON = "venv/bin/python3"
 # The server answers chats under this name whatever it was started with (samples/mlx_lm.server.chat.json).

@@ -27,9 +27,9 @@ from fleet_controller.backends.python_engine import (
 )
 from fleet_controller.backends.versions import SGLANG_REPOSITORY, SGLANG_VERSION
 from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
-from fleet_controller.planning.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
 
 MAIN = "main"
 PYTHON = "venv/bin/python3"

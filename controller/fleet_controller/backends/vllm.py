@@ -27,9 +27,9 @@ from fleet_controller.backends.python_engine import (
 from fleet_controller.backends.versions import VLLM_VERSION, VLLM_WHEELS
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
-from fleet_controller.planning.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
 
 NIGHTLY = "nightly"
 PROGRAM = "venv/bin/vllm"

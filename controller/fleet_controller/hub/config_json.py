@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.hub.errors import HubError
-from fleet_controller.planning.shape import ModelShape
 
 
 class ConfigJsonError(HubError):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.hub.errors import GgufError, HubUnreachableError, RepositoryGatedError
-from fleet_controller.planning.shape import ModelShape
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)

@@ -12,12 +12,7 @@ from pathlib import Path, PurePosixPath
 from fleet_controller.backends import BACKENDS
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.plan import DeployRequest
-from fleet_controller.domain.steps import ArtifactFile
-from fleet_controller.hub import config_json, gguf
-from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
-from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
-from fleet_controller.planning.candidates import backend_named
-from fleet_controller.planning.resolved import (
+from fleet_controller.domain.resolved import (
     GGUF,
     MLX,
     SAFETENSORS,
@@ -25,7 +20,12 @@ from fleet_controller.planning.resolved import (
     ModelArtifact,
     ResolvedModel,
 )
-from fleet_controller.planning.shape import ModelShape
+from fleet_controller.domain.shape import ModelShape
+from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.hub import config_json, gguf
+from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
+from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
+from fleet_controller.planning.candidates import backend_named
 from fleet_inventory.catalog import Architecture, Catalog, Model
 from fleet_inventory.catalog import Artifact as CatalogArtifact
 

@@ -8,12 +8,12 @@ from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, HostPlan
+from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
-from fleet_controller.planning.resolved import ResolvedModel
 from fleet_inventory.hosts import Host
 
 

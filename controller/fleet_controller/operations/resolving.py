@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.problem import PlanProblem
-from fleet_controller.planning.resolved import ResolvedModel
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog, load_catalog
 from fleet_inventory.paths import models_folder

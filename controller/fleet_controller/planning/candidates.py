@@ -7,10 +7,10 @@ from fleet_controller.backends.base import MemoryUse, Preallocates
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
+from fleet_controller.domain.resolved import MLX, SAFETENSORS, ModelArtifact, ResolvedModel
 from fleet_controller.planning.devices import MemoryPool
 from fleet_controller.planning.fit import Fit, context_levels, judge_fit
 from fleet_controller.planning.problem import PlanProblem
-from fleet_controller.planning.resolved import MLX, SAFETENSORS, ModelArtifact, ResolvedModel
 
 FALLBACK_CONTEXT = 8192
 # Native formats first; plain safetensors are unquantized originals, taken when nothing else is there or on request.

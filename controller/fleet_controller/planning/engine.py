@@ -4,8 +4,8 @@ from fleet_controller.backends import Backend
 from fleet_controller.backends.base import BackendError, Installation, InstallRequest, Preallocates, installed
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
-from fleet_controller.planning.resolved import ResolvedModel
 
 
 def computing_gpus(

@@ -3,9 +3,9 @@
 from fleet_controller.backends.base import MemoryUse
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.plan import FitLine, FitVerdict
+from fleet_controller.domain.resolved import ModelArtifact
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.planning.devices import MemoryPool
-from fleet_controller.planning.resolved import ModelArtifact
-from fleet_controller.planning.shape import ModelShape
 
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
 SMALLEST_CONTEXT = 4096

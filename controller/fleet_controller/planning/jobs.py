@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.resolved import GGUF, ModelArtifact
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.domain.steps import ChatProbeStep, HubDownloadStep, JobSpec, Step, VerifyFileStep
-from fleet_controller.planning.resolved import GGUF, ModelArtifact
 from fleet_controller.planning.service import LOOPBACK
 from fleet_inventory.hosts import Host
 

@@ -6,6 +6,7 @@ from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict, HostPlan, PlanAction
+from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
@@ -14,7 +15,6 @@ from fleet_controller.planning.engine import choose_installation, computing_gpus
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_step, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
-from fleet_controller.planning.resolved import ResolvedModel
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
 from fleet_inventory.hosts import Host
 

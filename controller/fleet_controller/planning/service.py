@@ -7,10 +7,10 @@ from fleet_controller.backends.base import Installation, ServeOptions
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceSpec, ServiceStatus
 from fleet_controller.planning.candidates import Choice
 from fleet_controller.planning.problem import PlanProblem
-from fleet_controller.planning.resolved import ResolvedModel
 from fleet_inventory.hosts import Host
 
 LOOPBACK = "127.0.0.1"

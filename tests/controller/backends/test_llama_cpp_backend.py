@@ -16,7 +16,7 @@ from fleet_controller.backends.base import (
 )
 from fleet_controller.backends.llama_cpp import LlamaCpp, build_options, parse_llama_bench, version_label
 from fleet_controller.domain.facts import GpuFacts, HostFacts, HostLayout, SystemFacts
-from fleet_controller.planning.resolved import BackendOverrides
+from fleet_controller.domain.resolved import BackendOverrides
 
 DATA = Path(__file__).parent / "data"
 LAYOUT = HostLayout(state_dir="/s", engines_dir="/s/engines", hf_home="/hf")

@@ -12,8 +12,8 @@ from fleet_controller.backends.sglang import SGLang
 from fleet_controller.backends.versions import SGLANG_VERSION
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import GpuFacts, HostFacts, HostLayout, SystemFacts, ToolFacts
+from fleet_controller.domain.resolved import BackendOverrides
 from fleet_controller.domain.steps import JobSpec, PythonEnvironmentStep
-from fleet_controller.planning.resolved import BackendOverrides
 from fleet_controller.wire import to_wire
 from fleet_proto.v1 import jobs_pb2
 

@@ -8,8 +8,8 @@ from fleet_controller.backends.base import BackendError, Installation, InstallRe
 from fleet_controller.backends.versions import VLLM_VERSION
 from fleet_controller.backends.vllm import Vllm
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts, HostLayout, SystemFacts, ToolFacts
+from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
 from fleet_controller.domain.steps import PythonEnvironmentStep
-from fleet_controller.planning.resolved import BackendOverrides, ModelArtifact
 
 GPU = GpuFacts(index=0, name="NVIDIA GeForce RTX 4090", compute_capability_major=8, compute_capability_minor=9)
 LAYOUT = HostLayout(state_dir="/s", engines_dir="/s/engines", hf_home="/hf")

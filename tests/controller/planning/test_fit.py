@@ -5,11 +5,11 @@ import pytest
 from fleet_controller.backends import BACKENDS
 from fleet_controller.backends.base import Preallocation
 from fleet_controller.domain.plan import FitVerdict
+from fleet_controller.domain.resolved import ModelArtifact
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.hub.resolve import catalog_shape
 from fleet_controller.planning.devices import MemoryPool
 from fleet_controller.planning.fit import Fit, context_levels, judge_fit
-from fleet_controller.planning.resolved import ModelArtifact
-from fleet_controller.planning.shape import ModelShape
 from fleet_inventory.catalog import load_catalog
 
 GB = 10**9

@@ -8,11 +8,11 @@ import pytest
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.facts import AppleFacts, EngineFacts, GpuProcess, HostFacts, ToolFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict, PlanAction
+from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile, ToolRef
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, retried, unreachable_plan
-from fleet_controller.planning.resolved import ModelArtifact, ResolvedModel
-from fleet_controller.planning.shape import ModelShape
 from fleet_controller.wire import from_wire, to_wire
 from fleet_inventory.hosts import Host, Limits, PortRange
 from fleet_proto.v1 import services_pb2

@@ -1,8 +1,8 @@
 """A model after the catalog and the hub have spoken: every artifact that could be served, with its exact files."""
 
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
+from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
-from fleet_controller.planning.shape import ModelShape
 
 GGUF = "gguf"
 MLX = "mlx"
