@@ -1,7 +1,9 @@
 """The CLI's way to the controller: the resident one where it runs, else the same service inside this process."""
 
 import asyncio
+import errno
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -10,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fleet_controller.cli.failures import CommandFailure, Detached, from_rpc_error
-from fleet_controller.settings import Settings
+from fleet_controller.settings import Settings, private_folder
 
 if TYPE_CHECKING:
     from fleet_proto.v1.controller_pb2_grpc import ControllerAsyncStub
@@ -32,6 +34,7 @@ async def connected_controller() -> AsyncIterator["ControllerAsyncStub"]:
         return
     from fleet_controller.service.server import ControllerServer
 
+    _demand_state_folder(settings)
     folder = settings.private_socket_folder()
     server = ControllerServer(settings, folder / "controller.sock", resident=False)
     try:
@@ -41,6 +44,19 @@ async def connected_controller() -> AsyncIterator["ControllerAsyncStub"]:
     finally:
         await server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _demand_state_folder(settings: Settings) -> None:
+    """Raises CommandFailure where this machine's own folder is the trouble, before every host is blamed for it."""
+    try:
+        private_folder(settings.state_dir)
+        if not os.access(settings.state_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise CommandFailure(
+            f"the state folder {settings.state_dir} cannot be used: {error.strerror}",
+            "make it yours, or set FLEET_STATE_DIR to a folder that you may write to",
+        ) from None
 
 
 def typed_command() -> str:

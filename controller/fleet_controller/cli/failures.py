@@ -42,8 +42,21 @@ def report(message: str, remedy: str = "") -> None:
         print(f"  next: {remedy}", file=sys.stderr)
 
 
-def exit_code_of(error: BaseException) -> int:
-    """Print the error for a person and return the process's exit code."""
+def print_failure(failure: CommandFailure) -> None:
+    """The one document of a command that was asked for `--json` and had nothing else to say."""
+    from fleet_controller.cli.output import print_json
+
+    error = {"message": failure.message, "remedy": failure.remedy, "exit_code": failure.exit_code}
+    print_json({"error": error})
+
+
+def exit_code_of(error: BaseException, as_json: bool = False) -> int:
+    """Print the error for a person, with `as_json` on stdout as well, and return the process's exit code.
+
+    Commands print their own document last, so what is raised before that leaves stdout to this one.
+    """
+    if as_json and isinstance(error, CommandFailure):
+        print_failure(error)
     if isinstance(error, Detached):
         print(f"\n{error.message}", file=sys.stderr)
         print(f"  next: {error.remedy}", file=sys.stderr)

@@ -27,7 +27,7 @@ def run_ps(pattern: str, as_json: bool) -> None:
         rows = [_row(host.host, service) for host in hosts for service in host.services]
         if rows:
             print_table(PS_COLUMNS, rows, STATE_STYLES)
-        else:
+        elif any(not host.HasField("problem") for host in hosts):  # of the others nothing is known
             print("no model is deployed on these hosts", file=sys.stderr)
         for host in hosts:
             for service in host.services:
