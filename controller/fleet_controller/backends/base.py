@@ -60,7 +60,6 @@ class ServeOptions(Frozen):
     overrides: BackendOverrides = BackendOverrides()
     weights_bytes: int = 0
     hf_home: str = ""
-    load_from_cpu: bool = False
     devices: int = 0
 
 

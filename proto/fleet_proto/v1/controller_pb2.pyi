@@ -825,13 +825,11 @@ class BenchRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
-    SUITE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     GENERATION_TOKENS_FIELD_NUMBER: _builtins.int
     REPETITIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     pattern: _builtins.str
-    suite: _builtins.str
     prompt_tokens: _builtins.int
     generation_tokens: _builtins.int
     repetitions: _builtins.int
@@ -840,14 +838,13 @@ class BenchRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         pattern: _builtins.str = ...,
-        suite: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
         generation_tokens: _builtins.int = ...,
         repetitions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_tokens", b"generation_tokens", "model", b"model", "pattern", b"pattern", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions", "suite", b"suite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_tokens", b"generation_tokens", "model", b"model", "pattern", b"pattern", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
