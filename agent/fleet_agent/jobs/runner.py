@@ -20,7 +20,7 @@ from fleet_agent.jobs.disk import check_disk
 from fleet_agent.jobs.emitter import Emitter
 from fleet_agent.jobs.errors import DISK_FULL_ERRNOS, READ_ONLY_ERRNOS, JobProblem, disk_full, not_writable
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, Problem, StepResult
-from fleet_agent.jobs.store import EXIT_LOCKED, EventWriter, JobFolder, write_json
+from fleet_agent.jobs.store import EXIT_INTERRUPTED, EXIT_LOCKED, EventWriter, JobFolder, write_json
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import identity_of
@@ -28,7 +28,6 @@ from fleet_agent.steps import module_for
 from fleet_agent.steps.context import CHILD_GRACE_SECONDS, StepContext
 from fleet_agent.steps.output import free_bytes
 
-EXIT_INTERRUPTED = 143  # SIGTERM without a cancel: the host goes down, the job goes on later
 RESERVE_BYTES = 64 << 10
 
 
@@ -69,6 +68,7 @@ class Runner:
             await self._work()
         except asyncio.CancelledError:
             if not self._folder.cancel_requested:
+                self._give_attempt_back()
                 return EXIT_INTERRUPTED
             return self._end(JobState.CANCELLED, None)
         except Exception as error:
@@ -92,6 +92,12 @@ class Runner:
         write_json(self._folder.runner_path, record)
         with contextlib.suppress(OSError):
             self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+
+    def _give_attempt_back(self) -> None:
+        """A host that goes down is no failure of the job: it may do so as often as it likes."""
+        record = self._folder.runner()
+        with contextlib.suppress(OSError):
+            write_json(self._folder.runner_path, {**record, "attempt": max(0, int(record.get("attempt", 1)) - 1)})
 
     async def _work(self) -> None:
         spec = self._folder.spec()

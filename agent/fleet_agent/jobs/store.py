@@ -30,6 +30,7 @@ from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, JobStatus
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 READ_BYTES = 1 << 20
 EXIT_LOCKED = 75  # sysexits.h EX_TEMPFAIL: another runner works on this job
+EXIT_INTERRUPTED = 143  # SIGTERM without a cancel: the host goes down, the job goes on later
 
 
 def now_unix_ms() -> int:

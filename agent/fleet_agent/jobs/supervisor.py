@@ -17,7 +17,7 @@ from fleet_agent.configuration import check_environment
 from fleet_agent.jobs.children import end_children
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, JobStatus, Problem
-from fleet_agent.jobs.store import EXIT_LOCKED, EventReader, EventWriter, JobFolder, JobStore, JobView
+from fleet_agent.jobs.store import EXIT_INTERRUPTED, EXIT_LOCKED, EventReader, EventWriter, JobFolder, JobStore, JobView
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, exit_code, forget, is_alive, send_signal, spawn, terminate_tree
@@ -203,7 +203,7 @@ class JobSupervisor:
                     await asyncio.sleep(START_PAUSE_SECONDS)
                     continue
             await wait_process_gone(runner)
-            if exit_code(runner) == EXIT_LOCKED:
+            if exit_code(runner) in (EXIT_LOCKED, EXIT_INTERRUPTED):
                 started -= 1
                 await asyncio.sleep(LOCKED_PAUSE_SECONDS)
             forget(runner)

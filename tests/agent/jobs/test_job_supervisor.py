@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,9 +23,9 @@ from fleet_agent.jobs.model import (
     ToolRef,
     VerifyFileStep,
 )
-from fleet_agent.jobs.supervisor import JobSupervisor
+from fleet_agent.jobs.supervisor import JobSupervisor, living_runner
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import is_alive, spawn
+from fleet_agent.process import is_alive, send_signal, spawn
 from support.agent_jobs import (
     Agent,
     assert_gone,
@@ -193,6 +194,23 @@ async def test_cancel_goes_on_when_its_caller_goes_away(agent: Agent) -> None:
         await cancel
     assert state_of(await asyncio.wait_for(agent.finish("job"), 30)) is JobState.CANCELLED
     await assert_gone(child)
+
+
+async def test_a_host_may_go_down_in_mid_job_more_often_than_a_runner_may_die(agent: Agent, tmp_path: Path) -> None:
+    code = f"import time\nwhile not __import__('os').path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)"
+    await agent.supervisor.submit(JobSpec("job", steps=(python_step(code),)))
+    starts, last = 0, None
+    async for event in agent.supervisor.watch("job"):
+        last = event.state
+        if event.state is JobState.RUNNING:
+            starts += 1
+            runner = living_runner(agent.folder("job"))
+            assert runner is not None
+            if starts <= supervisor_module.MAX_ATTEMPTS + 1:
+                assert send_signal(runner, signal.SIGTERM)
+            else:
+                (tmp_path / "go").touch()
+    assert last is JobState.SUCCEEDED
 
 
 async def test_a_runner_that_cannot_be_started_fails_the_job_instead_of_leaving_it_alone(
