@@ -11,6 +11,7 @@ from typing import Any
 from fleet_controller.backends.versions import MLX_LM_VERSION, VLLM_VERSION
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, HostPlan
+from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.domain.steps import ArtifactFile
 from fleet_controller.hub.metadata import HubSnapshot
 from fleet_controller.hub.resolve import resolve_with
@@ -31,11 +32,11 @@ def listing(repository: str) -> HubSnapshot:
     return HubSnapshot(repository=repository, revision="main", commit=entry["commit"], files=files)
 
 
-def deploy(facts: HostFacts, host: str, **wishes: Any) -> PlannedDeployment:
-    """The plan for one host; `wishes` are fields of DeployRequest."""
+def deploy(facts: HostFacts, host: str, services: tuple[ServiceStatus, ...] = (), **wishes: Any) -> PlannedDeployment:
+    """The plan for one host where `services` run; `wishes` are fields of DeployRequest."""
     request = DeployRequest(**wishes)
     resolved = resolve_with(request, load_catalog(), listing)
-    return plan_host(Host(name=host, address=host), facts, (), request, resolved)
+    return plan_host(Host(name=host, address=host), facts, services, request, resolved)
 
 
 def served(plan: HostPlan) -> list[str]:

@@ -13,7 +13,7 @@ from fleet_controller.backends.base import (
 from fleet_controller.backends.python_range import python_range
 from fleet_controller.backends.versions import PYTHON_RANGES
 from fleet_controller.domain.base import Frozen
-from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.steps import PythonEnvironmentStep, Step
 
 # 9.5 GB were measured for SGLang, 5.9 GB for vLLM with a CUDA build of PyTorch (facts/backends.md).
@@ -31,6 +31,7 @@ class PackageSource(Frozen):
     requirement: str
     extra_index_urls: tuple[str, ...] = ()
     torch_backend: str = ""
+    lowest_capability: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
 
 
@@ -51,12 +52,19 @@ def unsupported_reason(
         return f"{backend} has no wheels for {facts.system.architecture or 'an unknown architecture'}"
     if facts.system.libc is not None and facts.system.libc.startswith("musl"):
         return f"{backend} has no wheels for musl"
-    for gpu in facts.gpus:
-        own = (gpu.compute_capability_major, gpu.compute_capability_minor or 0)
-        if own[0] is not None and own < lowest_capability:
-            wanted = f"{lowest_capability[0]}.{lowest_capability[1]}"
-            return f"{backend} needs compute capability {wanted}, {gpu.name} has {own[0]}.{own[1]}"
-    return None
+    reasons = [too_old(gpu, backend, lowest_capability) for gpu in facts.gpus]
+    return None if None in reasons else reasons[0]  # a card that is too old may stay out of sight
+
+
+def too_old(gpu: GpuFacts, backend: str, lowest_capability: tuple[int, int]) -> str | None:
+    """Why an engine's kernels do not run on a card, or None; a capability that nobody knows is not held against it."""
+    if gpu.compute_capability_major is None:
+        return None
+    own = (gpu.compute_capability_major, gpu.compute_capability_minor or 0)
+    if own >= lowest_capability:
+        return None
+    wanted = f"{lowest_capability[0]}.{lowest_capability[1]}"
+    return f"{backend} needs compute capability {wanted}, GPU {gpu.index} ({gpu.name}) has {own[0]}.{own[1]}"
 
 
 def plan_environment(facts: HostFacts, backend: str, request: InstallRequest, source: PackageSource) -> Installation:
@@ -75,6 +83,11 @@ def plan_environment(facts: HostFacts, backend: str, request: InstallRequest, so
         raise BackendError(
             "no-gpu", f"{backend} has no GPU to run on here", "see CUDA_VISIBLE_DEVICES of this host in hosts.yaml"
         )
+    for gpu in request.gpus:
+        reason = too_old(gpu, backend, source.lowest_capability)
+        if reason:
+            remedy = "leave it out with CUDA_VISIBLE_DEVICES for this host in hosts.yaml"
+            raise BackendError("gpu-too-old", reason, remedy)
     requirements = (source.requirement, *request.requirements)
     python = python_range(PYTHON_RANGES[backend], source.label).request(facts.system.python_version)
     options = {"requirements": requirements, "index": source.extra_index_urls, "torch": source.torch_backend}

@@ -58,7 +58,9 @@ class Vllm:
         return bool(facts.gpus)
 
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
-        return plan_environment(facts, self.name, request, package_source(request.version or VLLM_VERSION))
+        source = package_source(request.version or VLLM_VERSION)
+        source = source.model_copy(update={"lowest_capability": LOWEST_COMPUTE_CAPABILITY})
+        return plan_environment(facts, self.name, request, source)
 
     def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
         return artifact.local_path or hub_snapshot_dir(artifact, hf_home)

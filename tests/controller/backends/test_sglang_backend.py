@@ -107,7 +107,13 @@ def test_a_repository_needs_git() -> None:
 def test_where_it_does_not_run() -> None:
     assert SGLANG.unsupported_reason(HOST) is None
     volta = GpuFacts(name="V100", compute_capability_major=7, compute_capability_minor=0)
-    assert "7.5, V100 has 7.0" in (SGLANG.unsupported_reason(HOST.model_copy(update={"gpus": (volta,)})) or "")
+    assert "7.5, GPU 0 (V100) has 7.0" in (SGLANG.unsupported_reason(HOST.model_copy(update={"gpus": (volta,)})) or "")
+    both = HOST.model_copy(update={"gpus": (GPU, volta.model_copy(update={"index": 1}))})
+    assert SGLANG.unsupported_reason(both) is None
+    with pytest.raises(BackendError, match=r"GPU 1 \(V100\)") as raised:
+        SGLANG.plan_install(both, InstallRequest(gpus=both.gpus))
+    assert "CUDA_VISIBLE_DEVICES" in raised.value.remedy
+    assert SGLANG.plan_install(both, InstallRequest(gpus=(GPU,))).steps
     unknown = GpuFacts(name="?")
     assert SGLANG.unsupported_reason(HOST.model_copy(update={"gpus": (unknown,)})) is None
 

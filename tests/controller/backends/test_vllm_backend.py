@@ -120,7 +120,7 @@ def test_where_it_does_not_run() -> None:
     assert "riscv64" in (VLLM.unsupported_reason(with_system(architecture="riscv64")) or "")
     assert "NVIDIA GPU" in (VLLM.unsupported_reason(HOST.model_copy(update={"gpus": ()})) or "")
     pascal = GpuFacts(name="P40", compute_capability_major=6, compute_capability_minor=1)
-    assert "7.0, P40 has 6.1" in (VLLM.unsupported_reason(HOST.model_copy(update={"gpus": (pascal,)})) or "")
+    assert "7.0, GPU 0 (P40) has 6.1" in (VLLM.unsupported_reason(HOST.model_copy(update={"gpus": (pascal,)})) or "")
 
 
 def serve(**changes: Any) -> list[str]:

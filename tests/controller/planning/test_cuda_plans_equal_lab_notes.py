@@ -3,12 +3,14 @@
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict, PlanAction
+from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
 from fleet_controller.planning.plan import PlannedDeployment
 from fleet_controller.wire import from_wire
 from fleet_proto.v1 import controller_pb2
@@ -16,6 +18,7 @@ from support import golden_plans
 from support.golden_plans import DATA, check_golden, facts_of, places_of, served
 from support.lab_notes import PERMITTED_ENVIRONMENT, differences, ordered, shell_lines, substituted
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "substitutions.md"
 TEXT = (DATA / "lab-notes-cuda-excerpt.md").read_text(encoding="utf-8")
 Command = tuple[dict[str, str], list[str]]
 
@@ -55,7 +58,7 @@ class Case:
     version: str = ""
 
 
-GLM_WISHES = {"model": "glm-4.7-flash", "backend": "sglang", "port": 8000}
+GLM_WISHES: dict[str, Any] = {"model": "glm-4.7-flash", "backend": "sglang", "port": 8000}
 QWEN = {"model": "qwen3.5-4b"}
 CASES = {
     "glm-4.7-flash-sglang": Case("rtx4090x4", GLM_WISHES, servers(GLM)[0], installs(GLM), version="0.5.8"),
@@ -197,9 +200,29 @@ def test_the_latent_cache_is_on_each_of_the_four_cards() -> None:
 
 
 def test_speculation_that_nobody_knows_is_said() -> None:
-    wishes = {"model": "qwen3.5-4b", "quantization": "Q8_0", "speculative": True}
+    wishes: dict[str, Any] = {"model": "qwen3.5-4b", "quantization": "Q8_0", "speculative": True}
     warnings = golden_plans.deploy(facts_of("rtx4090"), "rtx4090", **wishes).plan.warnings
     assert any("no speculative settings" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_again_changes_nothing_although_the_server_fills_the_gpu(name: str) -> None:
+    case = CASES[name]
+    service = planned(case).plan.service
+    assert service is not None
+    host = facts(case)
+    full = tuple(gpu.model_copy(update={"memory_free_bytes": 10**9}) for gpu in host.gpus)
+    held = sum((gpu.memory_free_bytes or 0) - 10**9 for gpu in host.gpus)
+    running = ServiceStatus(spec=service, state=ServiceState.READY, desired=DesiredState.RUNNING, gpu_memory_bytes=held)
+    host = host.model_copy(update={"gpus": full})
+    assert golden_plans.deploy(host, case.host, (running,), **case.wishes).plan.action is PlanAction.KEEP
+    other = {**case.wishes, "speculative": not case.wishes.get("speculative", True)}
+    assert golden_plans.deploy(host, case.host, (running,), **other).plan.action is PlanAction.REPLACE
+
+
+def test_the_document_names_the_test_of_each_block() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name in CASES if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("wish", [None, True, False])

@@ -160,3 +160,9 @@ def test_heads_decide_over_how_many_gpus_a_model_goes() -> None:
     assert [qwen.tensor_parallel_size(count) for count in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 8]
     assert [glm.cache_copies(count) for count in (0, 1, 4)] == [1, 1, 4]
     assert [qwen.cache_copies(count) for count in (1, 2, 4, 8)] == [1, 1, 1, 2]
+
+
+def test_a_refusal_speaks_in_the_unit_of_its_arithmetic() -> None:
+    fit = judged(30 << 30, 24 << 30)
+    assert fit.verdict is FitVerdict.REFUSED
+    assert fit.summary() == f"needs {fit.needed_bytes / (1 << 30):.1f} GiB, 24.0 GiB of VRAM free"
