@@ -76,11 +76,12 @@ def logs(
     hosts: str = typer.Option("all", "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on with new lines until Ctrl-C."),
     tail: int = typer.Option(100, "--tail", "-n", min=0, help="So many lines of each host; 0 = everything kept."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout; not with --follow."),
 ) -> None:
     """Show what a model server printed."""
-    from fleet_controller.cli.services_command import run_logs
+    from fleet_controller.cli.logs_command import run_logs
 
-    run_logs(model, hosts, follow=follow, tail_lines=tail)
+    run_logs(model, hosts, follow=follow, tail_lines=tail, as_json=as_json)
 
 
 def stop(

@@ -1,9 +1,8 @@
-"""What `fleet ps`, `fleet logs` and `fleet stop` do."""
+"""What `fleet ps` and `fleet stop` do."""
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import typer
 
@@ -63,45 +62,6 @@ def _row(host: str, service: services_pb2.ServiceStatus) -> tuple[str, ...]:
         gibibytes(memory) if runs and known else "-",
         str(service.restarts),
     )
-
-
-def run_logs(model: str, pattern: str, follow: bool, tail_lines: int) -> None:
-    """Print a service's log; with several hosts each line carries its host's name."""
-    try:
-        failed = call(_print_logs(model, pattern, follow, tail_lines))
-    except KeyboardInterrupt:
-        return  # the ordinary end of `-f`
-    if failed:
-        raise typer.Exit(SOME_HOST_FAILED)
-
-
-async def _print_logs(model: str, pattern: str, follow: bool, tail_lines: int) -> bool:
-    request = controller_pb2.ReadLogsRequest(pattern=pattern, model=model, follow=follow, tail_lines=tail_lines)
-    problems: dict[str, Any] = {}
-    unfinished: dict[str, bytes] = {}
-    async with connected_controller() as controller:
-        async for chunk in controller.ReadLogs(request):
-            if chunk.HasField("problem"):
-                problems[chunk.host] = chunk.problem
-                continue
-            *lines, rest = (unfinished.get(chunk.host, b"") + chunk.data).split(b"\n")
-            unfinished[chunk.host] = rest
-            for line in lines:
-                _print_line(chunk.host, line)
-            sys.stdout.flush()
-    for host, rest in unfinished.items():
-        if rest:
-            _print_line(host, rest)
-    not_deployed = {host for host, problem in problems.items() if problem.code == "not-deployed"}
-    elsewhere = bool(unfinished) and pattern == "all"  # `fleet logs MODEL` means: wherever it is deployed
-    shown = {host: problem for host, problem in problems.items() if not (elsewhere and host in not_deployed)}
-    for host, problem in sorted(shown.items()):
-        report(f"{host}: {problem.message}", problem.remedy)
-    return bool(shown)
-
-
-def _print_line(host: str, line: bytes) -> None:
-    print(f"{host}: {line.decode('utf-8', 'replace')}")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ def test_what_the_dry_run_shows_is_what_runs_and_the_second_time_changes_nothing
     assert server_pids(fleet) == [pid]
 
     assert f"{MODEL}  ready" in fleet.run("ps", "a").stdout
-    assert fleet.run("logs", MODEL, "--hosts", "a", "--tail", "5").stdout.startswith("a: ")
+    printed = fleet.run("logs", MODEL, "--hosts", "a", "--tail", "5").stdout
+    assert printed.startswith("a: ")
+    (log,) = fleet.document("logs", MODEL, "--hosts", "a", "--tail", "5")["hosts"]
+    assert (log["host"], len(log["lines"]), log["problem"]) == ("a", 5, None)
+    assert "--follow never ends" in fleet.run("logs", MODEL, "--follow", "--json", code=2).stderr
 
 
 def test_a_host_that_is_down_is_reported_and_the_other_is_served(fleet: FleetWorld, deploy: list[str]) -> None:
