@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
+from fleet_controller.domain.sizes import gibibytes as gibibytes
+
 GREEN, YELLOW, RED, BOLD, DIM, PLAIN = "32", "33", "31", "1", "2", ""
 GAP = INDENT = "  "
 LAST_COLUMN_LEAST = 24
@@ -104,15 +106,6 @@ def _coloured(cell: str, styles: dict[str, str] | None) -> str:
 def width_of(text: str) -> int:
     """Columns that `text` takes on a terminal; East Asian wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def gibibytes(size: int | None) -> str:
-    """Bytes as GiB, or an unknown one as "?"."""
-    if size is None:
-        return "?"
-    if abs(size) < 1 << 30:
-        return f"{size / (1 << 20):.0f} MiB" if abs(size) >= 1 << 20 else f"{size / 1024:.0f} KiB"
-    return f"{size / (1 << 30):.1f} GiB"
 
 
 def duration(seconds: float) -> str:

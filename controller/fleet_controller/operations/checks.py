@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fleet_controller.domain.facts import DiskFacts, HostFacts, ProbeOutcome
 from fleet_controller.domain.services import DesiredState, ServiceState
+from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.operations.reports import HostReport
 from fleet_controller.planning.devices import foreign_processes
 
@@ -84,7 +85,7 @@ def _disk(disk: DiskFacts) -> Check:
         )
     if disk.free_bytes is None:
         return Check(name, "warning", f"free space of {disk.path} is not known", f"look at {disk.path} on the host")
-    free = f"{disk.free_bytes / 1e9:.1f} GB free in {disk.path}"
+    free = f"{gibibytes(disk.free_bytes)} free in {disk.path}"
     if disk.free_bytes < LEAST_FREE_BYTES:
         return Check(name, "warning", free, "free some space, or move the folder in hosts.yaml")
     return Check(name, "ok", free)

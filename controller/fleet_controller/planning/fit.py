@@ -5,6 +5,7 @@ from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.plan import FitLine, FitVerdict
 from fleet_controller.domain.resolved import ModelArtifact
 from fleet_controller.domain.shape import ModelShape
+from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.planning.devices import MemoryPool
 
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
@@ -29,9 +30,9 @@ class Fit(Frozen):
     unknown: str = ""
 
     def summary(self) -> str:
-        """As "needs 36.3 GB, 25.0 GB of VRAM free"."""
-        free = "unknown" if self.free_bytes is None else f"{self.free_bytes / 1e9:.1f} GB"
-        return f"needs {self.needed_bytes / 1e9:.1f} GB, {free} of {self.memory_kind} free"
+        """As "needs 33.8 GiB, 23.3 GiB of VRAM free"."""
+        free = "an unknown amount" if self.free_bytes is None else gibibytes(self.free_bytes)
+        return f"needs {gibibytes(self.needed_bytes)}, {free} of {self.memory_kind} free"
 
 
 def judge_fit(
@@ -90,7 +91,7 @@ def _preallocated(
         kind = f"{pool.kind} within its memory fraction of {taken.fraction:g}"
         return lines, pool.model_copy(update={"free_bytes": min(part, pool.free_bytes), "kind": kind})
     of_what = "free" if taken.of_free_memory else "all"
-    arithmetic = f"the server takes {taken.fraction:g} of {of_what} {whole / 1e9:.1f} GB at its start, less the above"
+    arithmetic = f"the server takes {taken.fraction:g} of {of_what} {gibibytes(whole)} at its start, less the above"
     return (*lines, FitLine(what="taken beforehand", bytes=rest, arithmetic=arithmetic)), pool
 
 

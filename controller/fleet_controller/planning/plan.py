@@ -8,6 +8,7 @@ from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict, HostPlan, PlanAction
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
+from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
@@ -212,7 +213,7 @@ def _warnings(
     if fit.verdict is FitVerdict.FITS_WITH_OFFLOAD:
         hint = choice.fully_fitting_context
         rest = f"; --context {hint} would fit entirely" if hint else ""
-        found.append(f"{fit.offload_bytes / 1e9:.1f} GB of the model lie on the CPU, which is much slower{rest}")
+        found.append(f"{gibibytes(fit.offload_bytes)} of the model lie on the CPU, which is much slower{rest}")
     if fit.unknown:
         found.append(f"fit not fully judged: {fit.unknown}")
     if not request.context_length and choice.context_tokens < choice.longest_context:
@@ -293,7 +294,7 @@ def _disk_problem(facts: HostFacts, work: _Work) -> Problem | None:
     for purpose, needed in (("models", work.download_bytes), ("engines", work.installation.disk_bytes)):
         disk = next((disk for disk in facts.disks if disk.purpose == purpose), None)
         if disk is not None and disk.free_bytes is not None and needed > disk.free_bytes:
-            message = f"{disk.path} has {disk.free_bytes / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+            message = f"{disk.path} has {gibibytes(disk.free_bytes)} free, {gibibytes(needed)} are needed"
             remedy = "free some space, or move the folder in hosts.yaml"
             return Problem(code="disk-full", message=message, remedy=remedy)
     return None
