@@ -32,7 +32,7 @@ def block(start: str, end: str = "") -> list[Command]:
 
 GLM = block("GLM-4.7-Flash\n", "Qwen3.5 series")
 QWEN_SGLANG = block("Qwen3.5 series", "vLLM:")
-QWEN_VLLM = block("vLLM:", "# from the measurements")
+QWEN_VLLM = block("vLLM:", "<!-- from the measurements")
 MEASURED_SGLANG = block("# sglang commit 7f99319c", "# vllm 0.17.2rc1")
 MEASURED_VLLM = block("# vllm 0.17.2rc1")
 
