@@ -4,8 +4,9 @@ It never ends a server by its own end: close() leaves everything running, and th
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ class ServiceSupervisor:
             try:
                 self._check_count(spec)
                 self._prepare(spec, service)
+                if service is not None:  # before the former ends: a full disk must not cost a running model
+                    with self._writing(spec.name):
+                        self._journal.write(service.record)
             except ProblemError:
                 if service is not None:
                     service.resume()
@@ -106,7 +110,8 @@ class ServiceSupervisor:
                 await self._replace_former(service)
             else:
                 service = self._add(ServiceRecord(spec, DesiredState.RUNNING, Condition(ServiceState.STOPPED)))
-            self._request(service, spec)
+            with self._writing(spec.name):
+                service.request(spec)
             return service.status()
 
     async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
@@ -190,13 +195,14 @@ class ServiceSupervisor:
             service.resume()
             raise
 
-    def _request(self, service: ManagedService, spec: ServiceSpec) -> None:
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
         try:
-            service.request(spec)
+            yield
         except OSError as error:
             raise ProblemError(
                 "journal-not-writable",
-                f"the journal of {spec.name} cannot be written: {error}",
+                f"the journal of {name} cannot be written: {error}",
                 f"free space or permissions in {self._layout.services_dir}, then deploy again",
             ) from error
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import pytest
 from fleet_agent.configuration import AgentConfiguration
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import ProcessIdentity, forget, identity_of, spawn, wait_gone
+from fleet_agent.process import ProcessIdentity, forget, identity_of, is_alive, spawn, wait_gone
 from fleet_agent.services import launch, managed
 from fleet_agent.services import supervisor as supervisor_module
 from fleet_agent.services.journal import ServiceJournal
@@ -317,6 +318,26 @@ async def test_port_of_another_service_is_refused_and_a_refusal_leaves_the_forme
         assert supervisor.list()[1].process == second.process
         os.kill(pid_of(second), signal.SIGKILL)  # and it is still looked after
         await until(supervisor, ready_again(second), "second")
+
+
+async def test_a_journal_that_cannot_be_written_leaves_the_former_running(
+    layout: Layout, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec())
+        former = await until(supervisor, ServiceState.READY)
+        with monkeypatch.context() as full_disk:
+
+            def refuse(*_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            full_disk.setattr(ServiceJournal, "write", refuse)
+            with pytest.raises(ProblemError, match="No space left") as refusal:
+                await supervisor.apply(make_spec("--say", "moved"))
+        assert refusal.value.code == "journal-not-writable"
+        assert former.process is not None
+        assert supervisor.list()[0].process == former.process
+        assert is_alive(former.process)
 
 
 async def test_more_services_than_the_host_may_have_are_refused(layout: Layout, make_spec: MakeSpec) -> None:
