@@ -13,20 +13,19 @@ from typing import Any
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import ProcessIdentity, resident_bytes, terminate_tree, tree_members
+from fleet_agent.process import ProcessIdentity, resident_bytes
 from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
+from fleet_agent.services.damaged import DamagedServices
 from fleet_agent.services.devices import NvidiaDevices
-from fleet_agent.services.journal import CorruptRecord, ServiceJournal, ServiceRecord
-from fleet_agent.services.launch import NAME_VARIABLE, NOBODY, Launch, find_by_marker, name_marker
+from fleet_agent.services.journal import ServiceJournal, ServiceRecord
+from fleet_agent.services.launch import Launch
 from fleet_agent.services.logs import LogLimits, ServiceLog
 from fleet_agent.services.managed import DEFAULT_GRACE_SECONDS, ManagedService, ServiceContext
 from fleet_agent.services.model import (
     DesiredState,
-    Problem,
     ServiceSpec,
     ServiceState,
     ServiceStatus,
-    ToolReference,
     UnknownServiceError,
     check_spec,
 )
@@ -57,7 +56,7 @@ class ServiceSupervisor:
             self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir
         )
         self._services: dict[str, ManagedService] = {}
-        self._corrupt: dict[str, CorruptRecord] = {}
+        self._damaged = DamagedServices(layout.services_dir)
         self._locks: dict[str, asyncio.Lock] = {}
         self._claims: dict[str, tuple[str, int]] = {}
         self._changes: set[asyncio.Task[ServiceStatus]] = set()
@@ -67,7 +66,7 @@ class ServiceSupervisor:
         records, corrupt = self._journal.load()
         for broken in corrupt:
             _logger.error("the journal of %s is damaged (%s); kept as %s", broken.name, broken.reason, broken.kept_as)
-            self._corrupt[broken.name] = broken
+            self._damaged.add(broken)
         for record in records:
             service = self._add(record)
             self._claim(record.spec)
@@ -105,7 +104,7 @@ class ServiceSupervisor:
                     service.resume()
                 raise
             self._claim(spec)
-            await self._end_unrecorded(spec.name)
+            await self._damaged.end(spec.name)
             if service is not None:
                 await self._replace_former(service)
             else:
@@ -132,7 +131,7 @@ class ServiceSupervisor:
         async with self._lock(name):
             service = self._services.get(name)
             if service is None:
-                return await self._stop_corrupt(name, grace_seconds, remove)
+                return await self._damaged.stop(name, grace_seconds, remove)
             await service.stop(grace_seconds)
             status = service.status()
             if remove:
@@ -146,8 +145,7 @@ class ServiceSupervisor:
     def list(self) -> tuple[ServiceStatus, ...]:
         """Every service by name; one whose journal is damaged is among them, as failed."""
         known = [service.status() for service in self._services.values()]
-        broken = [self._corrupt_status(one) for one in self._corrupt.values()]
-        return tuple(sorted([*known, *broken], key=lambda status: status.spec.name))
+        return tuple(sorted([*known, *self._damaged.statuses()], key=lambda status: status.spec.name))
 
     def watch(self, name: str) -> AsyncIterator[ServiceStatus]:
         """The present status, then each change, until the service is removed. Raises UnknownServiceError."""
@@ -155,7 +153,7 @@ class ServiceSupervisor:
 
     async def read_log(self, name: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
         """The last lines (0 = all kept) in chunks; with `follow`, then what is added. Raises UnknownServiceError."""
-        log = self._log(name) if name in self._corrupt else self._find(name).log
+        log = self._log(name) if name in self._damaged else self._find(name).log
         async for chunk in log.read(tail_lines, follow):
             yield chunk
 
@@ -210,7 +208,7 @@ class ServiceSupervisor:
         """What will be started, once everything allows it. Raises ProblemError."""
         program = resolve_tool(spec.tool.install_key, spec.tool.name, self._layout, self._configuration)
         environment = child_environment(self._configuration, dict(spec.environment))
-        own = service.members() if service is not None else self._unrecorded_members(spec.name)
+        own = service.members() if service is not None else self._damaged.members(spec.name)
         own_pids = [one.pid for one in own]
         self._check_claims(spec)
         check_port(spec, own_pids)
@@ -267,37 +265,6 @@ class ServiceSupervisor:
                 f"limits.max_services of this host is {limit:g}, and {', '.join(sorted(others))} already run here",
                 "stop one of them with `fleet stop`",
             )
-
-    def _marker(self, name: str) -> str:
-        return f"{NAME_VARIABLE}={name_marker(self._layout.services_dir, name)}"
-
-    def _unrecorded_members(self, name: str) -> Sequence[ProcessIdentity]:
-        """The server of a damaged journal, found by what it carries in its environment."""
-        return tree_members(NOBODY, self._marker(name)) if name in self._corrupt else ()
-
-    async def _end_unrecorded(self, name: str) -> None:
-        """Ends the server of a damaged journal before another takes its name."""
-        if self._corrupt.pop(name, None) is not None:
-            await terminate_tree(NOBODY, DEFAULT_GRACE_SECONDS, self._marker(name))
-
-    async def _stop_corrupt(self, name: str, grace_seconds: float, remove: bool) -> ServiceStatus:
-        broken = self._corrupt.get(name)
-        if broken is None:
-            raise UnknownServiceError(name)
-        await terminate_tree(NOBODY, grace_seconds or DEFAULT_GRACE_SECONDS, self._marker(name))
-        if remove:
-            del self._corrupt[name]
-        return self._corrupt_status(broken)
-
-    def _corrupt_status(self, broken: CorruptRecord) -> ServiceStatus:
-        spec = ServiceSpec(name=broken.name, tool=ToolReference(""))
-        problem = Problem(
-            "journal-damaged",
-            f"the agent's record of this service was damaged ({broken.reason}); it is kept as {broken.kept_as}",
-            f"deploy it again, or forget it: fleet stop {broken.name}",
-        )
-        process = find_by_marker(self._marker(broken.name))
-        return ServiceStatus(spec, ServiceState.FAILED, DesiredState.STOPPED, "", process=process, problem=problem)
 
 
 def log_path(layout: Layout, name: str) -> Path:
