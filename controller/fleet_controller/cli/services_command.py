@@ -11,6 +11,7 @@ from fleet_controller.cli.events import finish_events, follow_events
 from fleet_controller.cli.failures import SOME_HOST_FAILED, UsageFailure, report
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import GREEN, RED, YELLOW, confirm, duration, gibibytes, print_json, print_table
+from fleet_controller.domain.addresses import base_url
 from fleet_proto.v1 import controller_pb2, services_pb2
 
 PS_COLUMNS = ("HOST", "MODEL", "STATE", "BACKEND", "QUANT", "CONTEXT", "ENDPOINT", "SINCE", "MEMORY", "RESTARTS")
@@ -57,7 +58,7 @@ def _row(host: str, service: services_pb2.ServiceStatus) -> tuple[str, ...]:
         f"{spec.backend} {spec.backend_version}".strip(),
         spec.quantization or "-",
         f"{spec.context_length:,}" if spec.context_length else "-",
-        f"http://{spec.bind_address}:{spec.port}/v1" if runs else "-",
+        base_url(spec.bind_address, spec.port) if runs else "-",
         since if runs else "-",
         gibibytes(memory) if runs and known else "-",
         str(service.restarts),

@@ -18,6 +18,7 @@ from fleet_controller.cli.failures import INTERRUPTED, SOME_HOST_FAILED, Command
 from fleet_controller.demo.engines import SOURCE_VERSION, find_llama_cpp
 from fleet_controller.demo.stage import Stage, set_stage, strike
 from fleet_controller.demo.tiny_model import make_tiny_model
+from fleet_controller.domain.addresses import base_url
 
 HOSTS = ("desk", "rack")
 MODEL = "tiny-chat"
@@ -120,7 +121,7 @@ def _endpoints(stage: Stage) -> list[tuple[str, str, str]]:
     for host in json.loads(answer.stdout)["hosts"]:
         for service in host["services"]:
             spec = service["spec"]
-            found.append((host["host"], f"http://{spec['bind_address']}:{spec['port']}/v1", spec["served_model_name"]))
+            found.append((host["host"], base_url(spec["bind_address"], spec["port"]), spec["served_model_name"]))
     return found
 
 

@@ -234,9 +234,12 @@ def _gguf_artifacts(snapshot: HubSnapshot) -> tuple[ModelArtifact, ...]:
 
 def quantization_of_file(path: str) -> str:
     """As "UD-Q4_K_XL" of "Qwen3.5-27B-UD-Q4_K_XL.gguf"; the whole stem where no known name is in it."""
-    stem = PurePosixPath(path).stem
-    found = _QUANTIZATION.search(stem)
-    return found[1] if found else stem
+    return _stated_quantization(path) or PurePosixPath(path).stem
+
+
+def _stated_quantization(path: str) -> str:
+    found = _QUANTIZATION.search(PurePosixPath(path).stem)
+    return found[1] if found else ""
 
 
 def _remote_gguf_shape(
@@ -282,6 +285,9 @@ def _of_path(path: str, quantization: str) -> ResolvedModel:
     pure = PurePosixPath(plain)
     name = service_name(pure.stem if plain.endswith(".gguf") else pure.name)
     artifact = _local_gguf(plain) if plain.endswith(".gguf") else _local_folder(plain)
+    stated = _stated_quantization(plain) if artifact.format == GGUF else artifact.quantization
+    if quantization and stated and quantization.upper() != stated.upper():
+        raise NoFilesError(f"{plain} holds {stated}, not {quantization}", "leave --quant out, or name another file")
     artifact = artifact.model_copy(update={"quantization": quantization or artifact.quantization})
     shape = artifact.shape
     return ResolvedModel(

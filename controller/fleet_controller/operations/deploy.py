@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from fleet_controller.domain.addresses import base_url
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.plan import PlanAction
@@ -118,7 +119,7 @@ async def _recheck(context: FleetContext, host: Host, planned: PlannedHost, plan
 
 
 def _ready(host: Host, spec: ServiceSpec, answers: list[dict[str, Any]], seconds: float) -> HostEvent:
-    endpoint = f"http://{spec.bind_address}:{spec.port}/v1"
+    endpoint = base_url(spec.bind_address, spec.port)
     answer = str(answers[-1].get("text", "")) if answers else ""
     result = {
         "endpoint": endpoint,

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import ipaddress
 from dataclasses import dataclass
 
 from fleet_controller.domain.artifacts import Artifact
@@ -51,6 +52,7 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
         raise OperationError(
             "no-model", "name a model or give --repo owner/name", "fleet models lists them", usage=True
         )
+    _demand_address(request.bind_address)
     hosts = context.select(request.pattern)
     request = named(request)
     endpoints = list(dict.fromkeys(_endpoint(host) for host in hosts))
@@ -68,6 +70,16 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
     plan = StoredPlan(plan_id=plan_id, request=request, hosts=tuple(planned))
     context.database.save_plan(plan_id, plan.model_dump_json())
     return plan
+
+
+def _demand_address(address: str) -> None:
+    """A name would do for some servers and not for others, and nobody could say whether it means loopback."""
+    try:
+        if address:
+            ipaddress.ip_address(address)
+    except ValueError:
+        message = f"--bind takes an IP address of the host, not '{address}'"
+        raise OperationError("usage", message, "0.0.0.0 listens on all of them", usage=True) from None
 
 
 def load_plan(context: FleetContext, plan_id: str) -> StoredPlan:

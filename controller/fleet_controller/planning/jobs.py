@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+from fleet_controller.domain.addresses import base_url
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
@@ -61,9 +62,8 @@ def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec | None:
     address = WILDCARD_ADDRESSES.get(spec.bind_address, spec.bind_address)
     if not is_loopback(address):
         return None
-    host_part = f"[{address}]" if ":" in address else address
     probe = ChatProbeStep(
-        base_url=f"http://{host_part}:{spec.port}/v1",
+        base_url=base_url(address, spec.port),
         model=spec.served_model_name,
         prompt=SMOKE_PROMPT,
         max_tokens=SMOKE_MAX_TOKENS,
