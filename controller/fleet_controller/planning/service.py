@@ -68,7 +68,7 @@ def service_spec(
         max_parallel=request.max_parallel or 0,
         tool=command.tool,
         arguments=command.arguments,
-        environment=_merged(_serving_environment(host.environment), command.environment),
+        environment=_merged(_device_order(facts), _serving_environment(host.environment), command.environment),
         bind_address=bind_address,
         port=port,
         readiness=command.readiness,
@@ -104,6 +104,12 @@ def choose_port(
         message = f"every port of limits.ports ({first}-{last}) is taken"
         raise PlanProblem("port-taken", message, "stop a service, or widen limits.ports", refused=True)
     return free
+
+
+def _device_order(facts: HostFacts) -> tuple[EnvironmentVariable, ...]:
+    """CUDA counts the fastest card first, NVML and nvidia-smi by bus: on a mixed host one index means two cards."""
+    mixed = len({gpu.name for gpu in facts.gpus}) > 1
+    return (EnvironmentVariable(name="CUDA_DEVICE_ORDER", value="PCI_BUS_ID"),) if mixed else ()
 
 
 def _serving_environment(environment: Mapping[str, str]) -> tuple[EnvironmentVariable, ...]:

@@ -240,6 +240,18 @@ def test_a_busy_gpu_that_is_not_ours_to_use_does_not_matter() -> None:
         assert {v.name: v.value for v in free.service.environment} == {"CUDA_VISIBLE_DEVICES": named}
 
 
+def test_an_index_means_the_same_card_to_cuda_on_a_host_with_different_cards() -> None:
+    mixed = (GPU_HOST.gpus[0], GPU_HOST.gpus[0].model_copy(update={"index": 1, "uuid": "GPU-2", "name": "RTX 3060"}))
+    facts = GPU_HOST.model_copy(update={"gpus": mixed})
+    host = Host(name="gpu1", address="gpu1", environment={"CUDA_VISIBLE_DEVICES": "0"})
+    service = plan(facts, host=host).plan.service
+    assert service is not None
+    assert service.gpu_indices == (0,)
+    assert {v.name: v.value for v in service.environment} == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0"
+    }  # fmt: skip
+
+
 def test_no_visible_gpu_builds_for_the_cpu() -> None:
     host = Host(name="gpu1", address="gpu1", environment={"CUDA_VISIBLE_DEVICES": ""})
     deployment = plan(host=host)
