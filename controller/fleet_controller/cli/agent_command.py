@@ -47,4 +47,4 @@ def _intent(action: str, report: controller_pb2.HostReport, purge: bool) -> str:
         return "restart the agent; models and jobs go on"
     ended = f"; this ends {models}" if models else ""
     state = "with its engines, journal and jobs" if purge else "and leave engines, journal and jobs"
-    return f"remove the agent {state}; model files stay{ended}"
+    return f"remove the agent {state}; jobs under way are cancelled, model files stay{ended}"
