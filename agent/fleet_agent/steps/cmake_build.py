@@ -98,7 +98,7 @@ async def _build(step: CmakeBuildStep, install: Install, context: StepContext) -
         build_argv(cmake, step, str(install.build)), stall_seconds=STALL_SECONDS, on_line=_follow(context)
     )
     if built.exit_code != 0:
-        remedy = "see the job's log for the compiler's words; `Killed` means out of memory: build with fewer jobs"
+        remedy = "`Killed` means out of memory: build with fewer jobs"
         raise context.child_failed("cmake --build", built, install.final, "build-failed", remedy)
     binaries = await context.in_thread(_collect, step, install)
     install.finish({"cmake": list(step.options)}, binaries)
@@ -124,7 +124,7 @@ def _configure_problem(context: StepContext, result: ChildResult, install: Insta
         remedy = "run `xcode-select --install` on the host" if mac else "install gcc, g++ and make on the host"
         return JobProblem("compiler-missing", "this host has no C and C++ compiler that CMake finds", remedy)
     reason = next((line for line in result.tail if line.startswith("CMake Error")), "")
-    problem = context.child_failed("cmake", result, install.final, "configure-failed", "see the job's log")
+    problem = context.child_failed("cmake", result, install.final, "configure-failed")
     if reason and problem.code == "configure-failed":
         return JobProblem(problem.code, f"{problem.message} ({reason})", problem.remedy)
     return problem

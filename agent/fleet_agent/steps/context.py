@@ -173,11 +173,17 @@ class StepContext:
             ended.cancel()
 
     def child_failed(self, what: str, result: ChildResult, path: Path, code: str, remedy: str = "") -> JobProblem:
-        """The problem of a program that ended with an error; a full disk is recognised in what it printed."""
+        """The problem of a program that ended with an error; a full disk is recognised in what it printed.
+
+        `remedy` is what helps most often; where the whole output lies is always said.
+        """
         if result.says("No space left on device", "Disk quota exceeded", "os error 28"):
             return disk_full(path, None, free_bytes(path))
         last = next((line for line in reversed(result.tail) if line.strip()), "it printed nothing")
-        return JobProblem(code, f"{what} failed with exit code {result.exit_code}: {last.strip()[:300]}", remedy)
+        hints = [hint for hint in (remedy, f"all that it printed is in {self.job.events_path} there") if hint]
+        return JobProblem(
+            code, f"{what} failed with exit code {result.exit_code}: {last.strip()[:300]}", "; ".join(hints)
+        )
 
 
 class _Output:

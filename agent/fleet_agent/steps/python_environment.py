@@ -92,7 +92,7 @@ async def _build(step: PythonEnvironmentStep, install: Install, context: StepCon
     argv = install_argv(uv, step, str(venv), str(overrides))
     done = await context.run_child(argv, stall_seconds=STALL_SECONDS)
     if done.exit_code != 0:
-        remedy = "see the job's log for uv's reason; a host without internet needs a folder of wheels"
+        remedy = "where the package index cannot be reached, name a mirror with UV_DEFAULT_INDEX in hosts.yaml"
         raise context.child_failed("uv pip install", done, install.final, "python-environment", remedy)
     options = {"python": step.python, "requirements": list(step.requirements), "overrides": list(step.overrides)}
     install.finish(options, ["venv/bin/python3"])

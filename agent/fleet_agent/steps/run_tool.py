@@ -34,7 +34,5 @@ async def run(step: RunToolStep, context: StepContext) -> dict[str, Any]:
         capture=step.capture_output,
     )
     if result.exit_code != 0:
-        raise context.child_failed(
-            step.tool.name, result, context.layout.machine_dir, "tool-failed", "see the job's log"
-        )
+        raise context.child_failed(step.tool.name, result, context.layout.machine_dir, "tool-failed")
     return {"exit_code": 0, "stdout": result.stdout} if step.capture_output else {"exit_code": 0}
