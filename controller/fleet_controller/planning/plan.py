@@ -171,7 +171,8 @@ def _decide(
         choice=choice,
         installation=installation,
         spec=spec,
-        steps=(*installation.steps, files_step),
+        # A file that should be there is looked for at once: an engine may take half an hour to build.
+        steps=(files_step, *installation.steps) if choice.artifact.local_path else (*installation.steps, files_step),
         download_bytes=download_bytes,
         warnings=_warnings(gpus, request, resolved, choice, installation),
     )
