@@ -9,6 +9,7 @@ from fleet_controller.cli.client import call, connected_controller, typed_comman
 from fleet_controller.cli.events import finish_events, follow_events
 from fleet_controller.cli.messages import plain
 from fleet_controller.cli.output import confirm, print_json, print_table
+from fleet_controller.cli.services_command import demand_deployed
 from fleet_controller.results.matrix import Figure, build_matrix
 from fleet_proto.v1 import controller_pb2
 
@@ -38,9 +39,11 @@ async def _bench(options: BenchOptions) -> None:
         repetitions=options.repetitions,
     )
     what = f"prefill of {options.prompt_tokens} and decode of {options.generation_tokens} tokens"
-    print(f"{options.model} on {options.pattern}: {what}, {options.repetitions} times each", file=sys.stderr)
-    print("the processor or GPU is fully busy meanwhile; nothing is changed on the hosts", file=sys.stderr)
     async with connected_controller() as controller:
+        selection = controller_pb2.HostSelection(pattern=options.pattern)
+        demand_deployed(options.model, [host async for host in controller.ListServices(selection)])
+        print(f"{options.model} on {options.pattern}: {what}, {options.repetitions} times each", file=sys.stderr)
+        print("the processor or GPU is fully busy meanwhile; nothing is changed on the hosts", file=sys.stderr)
         if not confirm("Measure now?", options.yes):
             raise typer.Exit(0)
         finished = await follow_events(controller.Bench(request), quiet=options.as_json)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import typer
@@ -102,9 +103,14 @@ async def _stop(options: StopOptions) -> None:
         if doomed and not confirm(f"Stop {len(doomed)}?", options.yes):
             raise typer.Exit(0)
         finished = await follow_events(controller.StopServices(request), quiet=options.as_json)
-    known = {service.spec.name for host in hosts for service in host.services}
-    unreached = any(host.HasField("problem") for host in hosts)
-    if options.model and options.model not in known and not unreached:
-        there_is = f"deployed: {', '.join(sorted(known))}" if known else "no model is deployed on these hosts"
-        raise UsageFailure(f"{options.model} is not deployed; {there_is}")
+    if options.model:
+        demand_deployed(options.model, hosts)
     finish_events(finished, options.as_json)
+
+
+def demand_deployed(model: str, hosts: Sequence[controller_pb2.HostServices]) -> None:
+    """Raises UsageFailure where every host answered and none has the model."""
+    known = {service.spec.name for host in hosts for service in host.services}
+    if model not in known and not any(host.HasField("problem") for host in hosts):
+        there_is = f"deployed: {', '.join(sorted(known))}" if known else "no model is deployed on these hosts"
+        raise UsageFailure(f"{model} is not deployed; {there_is}")

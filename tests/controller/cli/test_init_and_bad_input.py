@@ -79,6 +79,13 @@ def test_stop_without_a_model_is_a_usage_error(world: FleetWorld) -> None:
     assert "--all" in world.run("stop", code=2).stderr
 
 
+def test_bench_looks_at_the_pattern_before_it_asks(world: FleetWorld) -> None:
+    world.local_hosts("gpu1")
+    message = world.run("bench", "tiny", "--hosts", "gpu11", code=2).stderr
+    assert "did you mean gpu1" in message
+    assert "--yes" not in message
+
+
 def test_a_host_without_agent_is_reported_and_the_exit_code_is_1(world: FleetWorld) -> None:
     world.local_hosts("a")
     done = world.run("hosts", code=1)
