@@ -42,7 +42,9 @@ async def _manage(action: str, pattern: str, yes: bool, as_json: bool, purge: bo
 def _intent(action: str, report: controller_pb2.HostReport, purge: bool) -> str:
     models = ", ".join(service.spec.name for service in report.services if service.HasField("process"))
     if action == "upgrade":
-        return f"upgrade agent {report.agent_version or '(not answering)'} to {software_version()}; models go on"
+        theirs, ours = report.agent_version or "(not answering)", software_version()
+        change = f"bring agent {ours} to this fleet's build" if theirs == ours else f"upgrade agent {theirs} to {ours}"
+        return f"{change}; models go on"
     if action == "restart":
         return "restart the agent; models and jobs go on"
     ended = f"; this ends {models}" if models else ""
