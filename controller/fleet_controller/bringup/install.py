@@ -169,9 +169,9 @@ async def _gather(
 
 
 def _third_party_wheels(folder: Path, platform: HostPlatform) -> dict[str, bytes]:
-    """The folder's wheels that can run on the host; uv's own is pushed another way."""
+    """The folder's wheels that can run on the host, uv's among them: the agent's environment has a uv of its own."""
     tags = {*wheelhouse.wheel_platforms(platform), "any"}
-    wheels = [path for path in sorted(folder.glob("*.whl")) if not path.name.startswith(("uv-", "llmfleet_"))]
+    wheels = [path for path in sorted(folder.glob("*.whl")) if not path.name.startswith("llmfleet_")]
     fitting = [path for path in wheels if tags & set(path.stem.split("-")[-1].split("."))]
     return {f"wheels/{path.name}": path.read_bytes() for path in fitting}
 
