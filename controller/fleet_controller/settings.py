@@ -68,6 +68,8 @@ def private_folder(path: Path) -> Path:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise UnsafeFolderError(f"{path} is not a folder of yours; remove it or set FLEET_RUNTIME_DIR to another one")
+    if found.st_mode & stat.S_ISVTX:  # /tmp itself, named by a root user: closing it would stop the machine
+        raise UnsafeFolderError(f"{path} is a folder for everybody; name a folder below it")
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
     return path

@@ -52,3 +52,14 @@ def test_a_closed_stdout_is_no_defect(world: FleetWorld) -> None:
     done = subprocess.run(shell, env=world.environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert "unexpectedly" not in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["FLEET_STATE_DIR", "FLEET_RUNTIME_DIR"])
+def test_a_folder_for_everybody_is_not_closed_to_the_others(world: FleetWorld, variable: str) -> None:
+    world.local_hosts("a")
+    shared = world.folder / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    done = world.run("ps", code=1, extra={variable: str(shared)})
+    assert "name a folder below it" in done.stderr
+    assert shared.stat().st_mode & 0o7777 == 0o1777
