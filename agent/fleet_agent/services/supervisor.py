@@ -6,6 +6,7 @@ It never ends a server by its own end: close() leaves everything running, and th
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,9 @@ class ServiceSupervisor:
         """What will be started, once everything allows it. Raises ProblemError."""
         program = resolve_tool(spec.tool.install_key, spec.tool.name, self._layout, self._configuration)
         environment = child_environment(self._configuration, dict(spec.environment))
+        if spec.tool.install_key:
+            # As `uv run` does: engines start helpers of their own by bare name (FlashInfer calls ninja).
+            environment["PATH"] = f"{program.parent}{os.pathsep}{environment['PATH']}"
         own = service.members() if service is not None else self._damaged.members(spec.name)
         own_pids = [one.pid for one in own]
         self._check_claims(spec)

@@ -28,6 +28,10 @@ def run_ps(pattern: str, as_json: bool) -> None:
         rows = [_row(host.host, service) for host in hosts for service in host.services]
         if rows:
             print_table(PS_COLUMNS, rows, STATE_STYLES)
+            if sys.stderr.isatty() and any("127.0.0.1" in row[6] for row in rows):
+                print(
+                    "127.0.0.1 is each host's own; from elsewhere: ssh -N -L PORT:127.0.0.1:PORT HOST", file=sys.stderr
+                )
         elif any(not host.HasField("problem") for host in hosts):  # of the others nothing is known
             print("no model is deployed on these hosts", file=sys.stderr)
         for host in hosts:

@@ -1,7 +1,17 @@
 """Where a model server answers, as a client writes it."""
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 def base_url(address: str, port: int) -> str:
     """As "http://127.0.0.1:8100/v1"; an IPv6 address gets its brackets."""
     host = f"[{address}]" if ":" in address else address
     return f"http://{host}:{port}/v1"
+
+
+def tunnel_command(host: str, bind_address: str, port: int) -> str:
+    """The OpenSSH command that brings a server on a host's loopback to this machine; "" where none is needed."""
+    if bind_address not in LOOPBACK:
+        return ""
+    target = f"[{bind_address}]" if ":" in bind_address else bind_address
+    return f"ssh -N -L {port}:{target}:{port} {host}"

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fleet_controller.domain.addresses import base_url
+from fleet_controller.domain.addresses import base_url, tunnel_command
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.plan import PlanAction
@@ -123,6 +123,7 @@ def _ready(host: Host, spec: ServiceSpec, answers: list[dict[str, Any]], seconds
     answer = str(answers[-1].get("text", "")) if answers else ""
     result = {
         "endpoint": endpoint,
+        "tunnel": "" if host.transport == "local" else tunnel_command(host.address, spec.bind_address, spec.port),
         "model": spec.served_model_name,
         "answer": answer,
         "seconds": round(seconds, 3),

@@ -537,3 +537,12 @@ async def test_secrets_of_the_environment_are_in_no_log(layout: Layout, make_spe
         assert b"sesame" in Path(f"/proc/{pid_of(status)}/environ").read_bytes()
         assert "sesame" not in log_path(layout, "tiny").read_text()
         assert (layout.services_dir / "tiny.json").stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_engine_finds_its_own_programs_by_bare_name(layout: Layout, make_spec: MakeSpec) -> None:
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec())
+        ready = await until(supervisor, ServiceState.READY)
+        environment = Path(f"/proc/{pid_of(ready)}/environ").read_bytes().split(b"\0")
+        (path,) = (entry for entry in environment if entry.startswith(b"PATH="))
+        assert path.removeprefix(b"PATH=").split(b":")[0].decode() == str(Path(ready.argv[0]).parent)
