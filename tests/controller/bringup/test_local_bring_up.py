@@ -90,8 +90,9 @@ async def test_a_warm_connection_notices_that_its_agent_died(hosts: list[Host], 
     await last(bring_up(hosts[:1], pool))
     before = await pool.identity(hosts[0])
     async with pool.client(hosts[0]) as agent:
+        connected = agent.channel.get_state()  # before the kill: the change may be over before we look
         os.kill(before.pid, signal.SIGKILL)
-        await agent.channel.wait_for_state_change(agent.channel.get_state())
+        await agent.channel.wait_for_state_change(connected)
     assert (await pool.identity(hosts[0])).pid != before.pid
 
 
