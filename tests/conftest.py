@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
+SURPLUS_SKIPS = 6  # an exit status of our own: running what failed once more would not mend it
 _skipped: dict[str, str] = {}
 
 
@@ -59,8 +60,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     allowed = [line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")]
     surplus = {node: why for node, why in _skipped.items() if not any(node.startswith(prefix) for prefix in allowed)}
-    if surplus and session.exitstatus == 0:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if surplus:
+        session.exitstatus = SURPLUS_SKIPS
     for node, why in surplus.items():
         print(f"\nskipped, and not listed in {ALLOWED_SKIPS.name}: {node}: {why}", file=sys.stderr)
 
