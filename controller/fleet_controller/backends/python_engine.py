@@ -6,6 +6,7 @@ from fleet_controller.backends.base import (
     BackendError,
     Installation,
     InstallRequest,
+    hub_snapshot_dir,
     install_key,
     installed,
     platform_options,
@@ -14,6 +15,7 @@ from fleet_controller.backends.python_range import python_range
 from fleet_controller.backends.versions import PYTHON_RANGES
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, HostFacts
+from fleet_controller.domain.resolved import SAFETENSORS, ModelArtifact
 from fleet_controller.domain.steps import PythonEnvironmentStep, Step
 
 # 9.5 GB were measured for SGLang, 5.9 GB for vLLM with a CUDA build of PyTorch (facts/backends.md).
@@ -33,6 +35,19 @@ class PackageSource(Frozen):
     torch_backend: str = ""
     lowest_capability: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+
+
+class GpuPythonEngine:
+    """The part of the backend contract that both answer alike."""
+
+    formats: tuple[str, ...] = (SAFETENSORS,)
+    offloads = False
+
+    def uses_gpus(self, facts: HostFacts) -> bool:
+        return bool(facts.gpus)
+
+    def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
+        return artifact.local_path or hub_snapshot_dir(artifact, hf_home)
 
 
 def is_release(version: str) -> bool:

@@ -15,9 +15,9 @@ from fleet_controller.backends.base import (
     Preallocation,
     ServeCommand,
     ServeOptions,
-    hub_snapshot_dir,
 )
 from fleet_controller.backends.python_engine import (
+    GpuPythonEngine,
     PackageSource,
     is_release,
     parse_package_version,
@@ -27,7 +27,7 @@ from fleet_controller.backends.python_engine import (
 )
 from fleet_controller.backends.versions import SGLANG_REPOSITORY, SGLANG_VERSION
 from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
+from fleet_controller.domain.resolved import BackendOverrides
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
@@ -39,27 +39,19 @@ LOWEST_COMPUTE_CAPABILITY = (7, 5)
 ARCHITECTURES = ("x86_64", "aarch64", "arm64")
 
 
-class SGLang:
+class SGLang(GpuPythonEngine):
     """See the module's docstring. Versions: "0.5.16", a commit of 7 to 40 digits, or "main" as it is today."""
 
     name = "sglang"
-    formats: tuple[str, ...] = (SAFETENSORS,)
     default_port = 30000
-    offloads = False
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return unsupported_reason(facts, "SGLang", LOWEST_COMPUTE_CAPABILITY, ARCHITECTURES)
-
-    def uses_gpus(self, facts: HostFacts) -> bool:
-        return bool(facts.gpus)
 
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         source = package_source(request.version or SGLANG_VERSION)
         source = source.model_copy(update={"lowest_capability": LOWEST_COMPUTE_CAPABILITY})
         return plan_environment(facts, self.name, request, source)
-
-    def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
-        return artifact.local_path or hub_snapshot_dir(artifact, hf_home)
 
     def memory_use(self, context_tokens: int, max_parallel: int, on_gpu: bool) -> MemoryUse:
         sequences = max(max_parallel, 1)

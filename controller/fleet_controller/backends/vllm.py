@@ -14,9 +14,9 @@ from fleet_controller.backends.base import (
     Preallocation,
     ServeCommand,
     ServeOptions,
-    hub_snapshot_dir,
 )
 from fleet_controller.backends.python_engine import (
+    GpuPythonEngine,
     PackageSource,
     is_release,
     parse_package_version,
@@ -27,7 +27,7 @@ from fleet_controller.backends.python_engine import (
 from fleet_controller.backends.versions import VLLM_VERSION, VLLM_WHEELS
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.resolved import SAFETENSORS, BackendOverrides, ModelArtifact
+from fleet_controller.domain.resolved import BackendOverrides
 from fleet_controller.domain.services import ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
@@ -43,27 +43,19 @@ ARCHITECTURES = ("x86_64", "aarch64", "arm64")
 NO_USAGE_STATISTICS = EnvironmentVariable(name="VLLM_NO_USAGE_STATS", value="1")
 
 
-class Vllm:
+class Vllm(GpuPythonEngine):
     """See the module's docstring. Versions: "0.26.0", "nightly", a nightly's own version, or the commit of a build."""
 
     name = "vllm"
-    formats: tuple[str, ...] = (SAFETENSORS,)
     default_port = 8000
-    offloads = False
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return unsupported_reason(facts, "vLLM", LOWEST_COMPUTE_CAPABILITY, ARCHITECTURES)
-
-    def uses_gpus(self, facts: HostFacts) -> bool:
-        return bool(facts.gpus)
 
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         source = package_source(request.version or VLLM_VERSION)
         source = source.model_copy(update={"lowest_capability": LOWEST_COMPUTE_CAPABILITY})
         return plan_environment(facts, self.name, request, source)
-
-    def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
-        return artifact.local_path or hub_snapshot_dir(artifact, hf_home)
 
     def memory_use(self, context_tokens: int, max_parallel: int, on_gpu: bool) -> MemoryUse:
         sequences = max(max_parallel, 1)

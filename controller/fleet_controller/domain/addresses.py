@@ -1,6 +1,6 @@
 """Where a model server answers, as a client writes it."""
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
 
 
 def base_url(address: str, port: int) -> str:
@@ -11,7 +11,7 @@ def base_url(address: str, port: int) -> str:
 
 def tunnel_command(host: str, bind_address: str, port: int) -> str:
     """The OpenSSH command that brings a server on a host's loopback to this machine; "" where none is needed."""
-    if bind_address not in LOOPBACK:
+    if bind_address not in LOOPBACK_ADDRESSES:
         return ""
     target = f"[{bind_address}]" if ":" in bind_address else bind_address
     return f"ssh -N -L {port}:{target}:{port} {host}"
