@@ -111,6 +111,7 @@ class AdoptEngineStep:
     version: str = ""
     path: str = ""
     binaries: tuple[str, ...] = ()
+    source_key: str = ""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,11 @@ async def _parts(
 ) -> AsyncIterator[tuple[Any, ...]]:
     """The supervisors, started (they have re-adopted what runs), and the calls on them; closed at the end."""
     from fleet_agent.jobs.supervisor import JobSupervisor
+    from fleet_agent.secrets import SecretStore
+    from fleet_agent.server.engines import EngineCalls
     from fleet_agent.server.jobs import JobCalls
+    from fleet_agent.server.secrets import SecretCalls
+    from fleet_agent.server.servers import ServerCalls
     from fleet_agent.server.services import ServiceCalls
     from fleet_agent.services.supervisor import ServiceSupervisor
 
@@ -209,7 +213,15 @@ async def _parts(
         await jobs.start()
         stack.push_async_callback(services.close)
         await services.start()
-        yield CoreCalls(layout, stop), facts, JobCalls(jobs), ServiceCalls(services)
+        yield (
+            CoreCalls(layout, stop),
+            facts,
+            JobCalls(jobs),
+            ServiceCalls(services),
+            EngineCalls(layout, services),
+            SecretCalls(SecretStore.of(layout)),
+            ServerCalls(services),
+        )
 
 
 def _bind(server: Any, path: Path) -> None:

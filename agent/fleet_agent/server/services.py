@@ -6,12 +6,16 @@ from typing import Any
 from fleet_agent.services.model import (
     DEFAULT_INTERVAL_SECONDS,
     DEFAULT_START_LIMIT_SECONDS,
+    ApiKey,
+    ConfigurationFile,
     DesiredState,
+    MetricsProbe,
     ReadinessProbe,
     ServiceSpec,
     ServiceState,
     ServiceStatus,
     ToolReference,
+    ToolRun,
 )
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_proto.v1 import common_pb2, jobs_pb2, services_pb2
@@ -85,12 +89,67 @@ def spec_from_wire(message: services_pb2.ServiceSpec) -> ServiceSpec:
         promised_memory_bytes=message.promised_memory_bytes,
         served_model_name=message.served_model_name,
         gpu_indices=tuple(message.gpu_indices),
+        api_key=_api_key_from_wire(message.api_key) if message.HasField("api_key") else None,
+        metrics=MetricsProbe(message.metrics.path, tuple(message.metrics.counters), tuple(message.metrics.gauges))
+        if message.HasField("metrics")
+        else None,
+        before_start=tuple(_tool_run_from_wire(run) for run in message.before_start),
+        after_stop=tuple(_tool_run_from_wire(run) for run in message.after_stop),
+        shared_port_path=message.shared_port_path,
+        backend_options=message.backend_options,
     )
+
+
+def _api_key_from_wire(message: services_pb2.ApiKey) -> ApiKey:
+    configuration = message.configuration
+    return ApiKey(
+        secret=message.secret,
+        file_option=message.file_option,
+        environment=message.environment,
+        configuration=ConfigurationFile(configuration.option, configuration.key)
+        if message.HasField("configuration")
+        else None,
+    )
+
+
+def _tool_run_from_wire(message: services_pb2.ToolRun) -> ToolRun:
+    tool = ToolReference(message.tool.name, message.tool.install_key)
+    return ToolRun(tool, tuple(message.arguments), message.limit_seconds)
+
+
+def _tool_run_to_wire(run: ToolRun) -> services_pb2.ToolRun:
+    return services_pb2.ToolRun(
+        tool=jobs_pb2.ToolRef(install_key=run.tool.install_key, name=run.tool.name),
+        arguments=run.arguments,
+        limit_seconds=run.limit_seconds,
+    )
+
+
+def _api_key_to_wire(key: ApiKey) -> services_pb2.ApiKey:
+    message = services_pb2.ApiKey(secret=key.secret)
+    if key.file_option:
+        message.file_option = key.file_option
+    if key.environment:
+        message.environment = key.environment
+    if key.configuration is not None:
+        message.configuration.option = key.configuration.option
+        message.configuration.key = key.configuration.key
+    return message
 
 
 def spec_to_wire(spec: ServiceSpec) -> services_pb2.ServiceSpec:
     """The message of a spec."""
     return services_pb2.ServiceSpec(
+        api_key=_api_key_to_wire(spec.api_key) if spec.api_key else None,
+        metrics=services_pb2.MetricsProbe(
+            path=spec.metrics.path, counters=spec.metrics.counters, gauges=spec.metrics.gauges
+        )
+        if spec.metrics
+        else None,
+        before_start=[_tool_run_to_wire(run) for run in spec.before_start],
+        after_stop=[_tool_run_to_wire(run) for run in spec.after_stop],
+        shared_port_path=spec.shared_port_path,
+        backend_options=spec.backend_options,
         name=spec.name,
         backend=spec.backend,
         backend_version=spec.backend_version,
@@ -129,6 +188,7 @@ def status_to_wire(status: ServiceStatus) -> services_pb2.ServiceStatus:
         gpu_memory_bytes=status.gpu_memory_bytes,
         next_start_unix_ms=status.next_start_unix_ms,
         last_exit_code=status.last_exit_code,
+        tokens_per_second=status.tokens_per_second,
     )
     if status.process is not None:
         message.process.pid = status.process.pid

@@ -14,6 +14,7 @@ from fleet_agent.process import ProcessIdentity
 DEFAULT_START_LIMIT_SECONDS = 300.0
 DEFAULT_INTERVAL_SECONDS = 10.0
 
+_LATER_FIELDS = ("api_key", "metrics", "before_start", "after_stop", "shared_port_path", "backend_options")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 
@@ -63,6 +64,42 @@ class ReadinessProbe:
 
 
 @dataclass(frozen=True)
+class ConfigurationFile:
+    """A YAML file of mode 0600 with one line "<key>: <secret>", its path given with `option`."""
+
+    option: str
+    key: str
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """The key that the server asks of its clients, by the name of a secret; exactly one way in which it is taken."""
+
+    secret: str
+    file_option: str = ""
+    environment: str = ""
+    configuration: ConfigurationFile | None = None
+
+
+@dataclass(frozen=True)
+class MetricsProbe:
+    """Where the server tells its rate: of several names, the first that it knows counts."""
+
+    path: str
+    counters: tuple[str, ...] = ()
+    gauges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolRun:
+    """A tool of the host that is run to its end. limit_seconds 0 = 60 s."""
+
+    tool: ToolReference
+    arguments: tuple[str, ...] = ()
+    limit_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class ServiceSpec:
     """A model server as the plan wants it. 0 and "" are "not said", as on the wire."""
 
@@ -82,10 +119,19 @@ class ServiceSpec:
     promised_memory_bytes: int = 0
     served_model_name: str = ""
     gpu_indices: tuple[int, ...] = ()
+    api_key: ApiKey | None = None
+    metrics: MetricsProbe | None = None
+    before_start: tuple[ToolRun, ...] = ()
+    after_stop: tuple[ToolRun, ...] = ()
+    shared_port_path: str = ""
+    backend_options: str = ""
 
     def digest(self) -> str:
-        """sha256 (hex) over the canonical JSON of every field: the same digest, the same server."""
+        """sha256 (hex) over the canonical JSON of what is said: the same digest, the same server."""
         document = asdict(self)
+        for name in _LATER_FIELDS:  # a spec of before they existed keeps its digest, and its server runs on
+            if not document[name]:
+                del document[name]
         document["environment"] = dict(self.environment)
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -109,6 +155,7 @@ class ServiceStatus:
     next_start_unix_ms: int | None = None
     last_exit_code: int | None = None
     argv: tuple[str, ...] = ()
+    tokens_per_second: float | None = None
 
 
 class InvalidServiceError(ProblemError):
@@ -154,4 +201,19 @@ def spec_from_document(document: Mapping[str, Any]) -> ServiceSpec:
     values["environment"] = tuple((str(name), str(value)) for name, value in values["environment"])
     values["arguments"] = tuple(str(argument) for argument in values["arguments"])
     values["gpu_indices"] = tuple(int(index) for index in values["gpu_indices"])
+    if values.get("api_key"):
+        values["api_key"] = _api_key_from_document(values["api_key"])
+    if values.get("metrics"):
+        metrics = values["metrics"]
+        values["metrics"] = MetricsProbe(metrics["path"], tuple(metrics["counters"]), tuple(metrics["gauges"]))
+    for name in ("before_start", "after_stop"):
+        values[name] = tuple(
+            ToolRun(ToolReference(**run["tool"]), tuple(run["arguments"]), run["limit_seconds"])
+            for run in values.get(name, ())
+        )
     return ServiceSpec(**values)
+
+
+def _api_key_from_document(document: Mapping[str, Any]) -> ApiKey:
+    configuration = document["configuration"]
+    return ApiKey(**{**document, "configuration": ConfigurationFile(**configuration) if configuration else None})

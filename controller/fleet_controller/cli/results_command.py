@@ -40,7 +40,7 @@ async def _bench(options: BenchOptions) -> None:
     )
     what = f"prefill of {options.prompt_tokens} and decode of {options.generation_tokens} tokens"
     async with connected_controller() as controller:
-        selection = controller_pb2.HostSelection(pattern=options.pattern)
+        selection = controller_pb2.ListServicesQuery(pattern=options.pattern)
         demand_deployed(options.model, [host async for host in controller.ListServices(selection)])
         print(f"{options.model} on {options.pattern}: {what}, {options.repetitions} times each", file=sys.stderr)
         print("the processor or GPU is fully busy meanwhile; nothing is changed on the hosts", file=sys.stderr)

@@ -46,7 +46,7 @@ def run_ps(pattern: str, as_json: bool) -> None:
 
 async def _fetch_services(pattern: str) -> list[controller_pb2.HostServices]:
     async with connected_controller() as controller:
-        found = [host async for host in controller.ListServices(controller_pb2.HostSelection(pattern=pattern))]
+        found = [host async for host in controller.ListServices(controller_pb2.ListServicesQuery(pattern=pattern))]
     return sorted(found, key=lambda host: host.host)
 
 
@@ -88,7 +88,7 @@ def run_stop(options: StopOptions) -> None:
 
 
 async def _stop(options: StopOptions) -> None:
-    selection = controller_pb2.HostSelection(pattern=options.pattern)
+    selection = controller_pb2.ListServicesQuery(pattern=options.pattern)
     request = controller_pb2.StopServicesRequest(
         pattern=options.pattern, model=options.model, all=options.everything, remove=options.remove
     )

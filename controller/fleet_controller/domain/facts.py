@@ -104,6 +104,9 @@ class EngineFacts(Frozen):
     managed: bool = False
     install_key: str = ""
     size_bytes: int | None = None
+    created_unix_ms: int | None = None
+    served_unix_ms: int | None = None
+    flags: tuple[str, ...] = ()
 
 
 class ToolFacts(Frozen):

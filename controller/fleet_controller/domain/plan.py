@@ -73,3 +73,12 @@ class DeployRequest(Frozen):
     engine_path: str = ""
     bind_address: str = ""
     speculative: bool | None = None
+    offline_folder: str = ""
+    api_key: str = ""
+    kv_cache_type: str = ""
+    flash_attention: str = ""
+    tensor_parallel: int | None = None
+    memory_fraction: float | None = None
+    dtype: str = ""
+    vision: bool | None = None
+    service_name: str = ""

@@ -28,6 +28,32 @@ class ReadinessProbe(Frozen):
     interval_seconds: float = 10.0
 
 
+class ConfigurationFile(Frozen):
+    option: str
+    key: str
+
+
+class ApiKey(Frozen):
+    """The key that a server asks for, by reference; exactly one way in which the server takes it."""
+
+    secret: str
+    file_option: str | None = None
+    environment: str | None = None
+    configuration: ConfigurationFile | None = None
+
+
+class MetricsProbe(Frozen):
+    path: str
+    counters: tuple[str, ...] = ()
+    gauges: tuple[str, ...] = ()
+
+
+class ToolRun(Frozen):
+    tool: ToolRef
+    arguments: tuple[str, ...] = ()
+    limit_seconds: float = 0.0
+
+
 class ServiceSpec(Frozen):
     name: str
     backend: str
@@ -45,6 +71,12 @@ class ServiceSpec(Frozen):
     promised_memory_bytes: int = 0
     served_model_name: str = ""
     gpu_indices: tuple[int, ...] = ()
+    api_key: ApiKey | None = None
+    metrics: MetricsProbe | None = None
+    before_start: tuple[ToolRun, ...] = ()
+    after_stop: tuple[ToolRun, ...] = ()
+    shared_port_path: str = ""
+    backend_options: str = ""
 
 
 class ProcessIdentity(Frozen):
@@ -67,3 +99,17 @@ class ServiceStatus(Frozen):
     spec_digest: str = ""
     last_exit_code: int | None = None
     argv: tuple[str, ...] = ()
+    tokens_per_second: float | None = None
+
+
+class ForeignServer(Frozen):
+    """A model server that fleet did not start: listed and benched, never stopped."""
+
+    port: int
+    backend: str = ""
+    version: str = ""
+    models: tuple[str, ...] = ()
+    pid: int | None = None
+    user: str = ""
+    command: str = ""
+    needs_key: bool = False

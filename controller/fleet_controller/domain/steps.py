@@ -60,8 +60,9 @@ class AdoptEngineStep(Frozen):
     install_key: str
     backend: str
     version: str
-    path: str
+    path: str = ""
     binaries: tuple[str, ...] = ()
+    source_key: str = ""
 
 
 class HubDownloadStep(Frozen):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.services import ServiceStatus
+from fleet_controller.domain.services import ForeignServer, ServiceStatus
 
 
 class HostConnection(StrEnum):
@@ -37,6 +37,9 @@ class HostServices(Frozen):
     services: tuple[ServiceStatus, ...] = ()
     problem: Problem | None = None
     reachable: bool = False
+    foreign: tuple[ForeignServer, ...] = ()
+    address: str = ""
+    transport: str = ""
 
 
 class LogPiece(Frozen):

@@ -15,7 +15,7 @@ from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.jobs import JobEvent, JobStatus
-from fleet_controller.domain.services import ServiceSpec, ServiceStatus
+from fleet_controller.domain.services import ForeignServer, ServiceSpec, ServiceStatus
 from fleet_controller.domain.steps import JobSpec
 from fleet_controller.transport.errors import AgentRefused, HostUnreachable, NoAgent, ProtocolSkew, TransportError
 from fleet_controller.wire import from_wire, to_wire
@@ -118,8 +118,10 @@ class AgentClient:
         reply = await self._call(self._stub.StopService, request, STOP_TIMEOUT_SECONDS + grace_seconds)
         return from_wire(ServiceStatus, reply)
 
-    async def list_services(self) -> tuple[ServiceStatus, ...]:
-        reply = await self._call(self._stub.ListServices, services_pb2.ListServicesRequest())
+    async def list_services(self, measure_rates: bool = False) -> tuple[ServiceStatus, ...]:
+        """`measure_rates` asks each server how many tokens a second it generates now, which takes a moment."""
+        request = services_pb2.ListServicesRequest(measure_rates=measure_rates)
+        reply = await self._call(self._stub.ListServices, request)
         return tuple(from_wire(ServiceStatus, service) for service in reply.services)
 
     def watch_service(self, name: str) -> AsyncIterator[ServiceStatus]:
@@ -135,6 +137,26 @@ class AgentClient:
     async def list_artifacts(self) -> tuple[Artifact, ...]:
         reply = await self._call(self._stub.ListArtifacts, artifacts_pb2.ListArtifactsRequest())
         return tuple(from_wire(Artifact, artifact) for artifact in reply.artifacts)
+
+    async def remove_engine(self, install_key: str) -> int:
+        """Removes an install of ours; returns the bytes freed. Refused while a service is on it."""
+        request = agent_pb2.RemoveEngineRequest(install_key=install_key)
+        reply = await self._call(self._stub.RemoveEngine, request, STOP_TIMEOUT_SECONDS)
+        return int(reply.freed_bytes)
+
+    async def find_servers(self, ports: Sequence[int] = ()) -> tuple[ForeignServer, ...]:
+        """Model servers on the host that fleet did not start."""
+        reply = await self._call(self._stub.FindServers, agent_pb2.FindServersRequest(ports=ports))
+        return tuple(from_wire(ForeignServer, server) for server in reply.servers)
+
+    async def put_secret(self, name: str, value: bytes) -> str:
+        """Keeps a secret on the host in a file of mode 0600; returns the file's path there."""
+        reply = await self._call(self._stub.PutSecret, agent_pb2.PutSecretRequest(name=name, value=value))
+        return str(reply.path)
+
+    async def remove_secret(self, name: str) -> bool:
+        reply = await self._call(self._stub.RemoveSecret, agent_pb2.RemoveSecretRequest(name=name))
+        return bool(reply.changed)
 
     async def shutdown(self) -> None:
         """Ends the agent's server process; its services and job runners go on."""

@@ -29,7 +29,7 @@ from fleet_proto.v1 import jobs_pb2 as fleet__proto_dot_v1_dot_jobs__pb2
 from fleet_proto.v1 import services_pb2 as fleet__proto_dot_v1_dot_services__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66leet_proto/v1/agent.proto\x12\x08\x66leet.v1\x1a\x1e\x66leet_proto/v1/artifacts.proto\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x19\x66leet_proto/v1/jobs.proto\x1a\x1d\x66leet_proto/v1/services.proto\"\x11\n\x0fShutdownRequest\"\x0f\n\rShutdownReply2\xa5\x07\n\x05\x41gent\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12:\n\x08GetFacts\x12\x19.fleet.v1.GetFactsRequest\x1a\x13.fleet.v1.HostFacts\x12<\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\x13.fleet.v1.JobStatus\x12\x36\n\x06GetJob\x12\x17.fleet.v1.GetJobRequest\x1a\x13.fleet.v1.JobStatus\x12>\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x17.fleet.v1.ListJobsReply\x12<\n\tCancelJob\x12\x1a.fleet.v1.CancelJobRequest\x1a\x13.fleet.v1.JobStatus\x12;\n\x08WatchJob\x12\x19.fleet.v1.WatchJobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12\x46\n\x0c\x41pplyService\x12\x1d.fleet.v1.ApplyServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12\x44\n\x0bStopService\x12\x1c.fleet.v1.StopServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12J\n\x0cListServices\x12\x1d.fleet.v1.ListServicesRequest\x1a\x1b.fleet.v1.ListServicesReply\x12H\n\x0cWatchService\x12\x1d.fleet.v1.WatchServiceRequest\x1a\x17.fleet.v1.ServiceStatus0\x01\x12\x39\n\x07ReadLog\x12\x18.fleet.v1.ReadLogRequest\x1a\x12.fleet.v1.LogChunk0\x01\x12M\n\rListArtifacts\x12\x1e.fleet.v1.ListArtifactsRequest\x1a\x1c.fleet.v1.ListArtifactsReply\x12>\n\x08Shutdown\x12\x19.fleet.v1.ShutdownRequest\x1a\x17.fleet.v1.ShutdownReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66leet_proto/v1/agent.proto\x12\x08\x66leet.v1\x1a\x1e\x66leet_proto/v1/artifacts.proto\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x19\x66leet_proto/v1/jobs.proto\x1a\x1d\x66leet_proto/v1/services.proto\"\x11\n\x0fShutdownRequest\"\x0f\n\rShutdownReply\"*\n\x13RemoveEngineRequest\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\"(\n\x11RemoveEngineReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"#\n\x12\x46indServersRequest\x12\r\n\x05ports\x18\x01 \x03(\r\"<\n\x10\x46indServersReply\x12(\n\x07servers\x18\x01 \x03(\x0b\x32\x17.fleet.v1.ForeignServer\"\x9b\x01\n\rForeignServer\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x03pid\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x07 \x01(\t\x12\x11\n\tneeds_key\x18\x08 \x01(\x08\x42\x06\n\x04_pid\"/\n\x10PutSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"/\n\x0ePutSecretReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"#\n\x13RemoveSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11RemoveSecretReply\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\x32\xc9\t\n\x05\x41gent\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12:\n\x08GetFacts\x12\x19.fleet.v1.GetFactsRequest\x1a\x13.fleet.v1.HostFacts\x12<\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\x13.fleet.v1.JobStatus\x12\x36\n\x06GetJob\x12\x17.fleet.v1.GetJobRequest\x1a\x13.fleet.v1.JobStatus\x12>\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x17.fleet.v1.ListJobsReply\x12<\n\tCancelJob\x12\x1a.fleet.v1.CancelJobRequest\x1a\x13.fleet.v1.JobStatus\x12;\n\x08WatchJob\x12\x19.fleet.v1.WatchJobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12\x46\n\x0c\x41pplyService\x12\x1d.fleet.v1.ApplyServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12\x44\n\x0bStopService\x12\x1c.fleet.v1.StopServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12J\n\x0cListServices\x12\x1d.fleet.v1.ListServicesRequest\x1a\x1b.fleet.v1.ListServicesReply\x12H\n\x0cWatchService\x12\x1d.fleet.v1.WatchServiceRequest\x1a\x17.fleet.v1.ServiceStatus0\x01\x12\x39\n\x07ReadLog\x12\x18.fleet.v1.ReadLogRequest\x1a\x12.fleet.v1.LogChunk0\x01\x12M\n\rListArtifacts\x12\x1e.fleet.v1.ListArtifactsRequest\x1a\x1c.fleet.v1.ListArtifactsReply\x12J\n\x0cRemoveEngine\x12\x1d.fleet.v1.RemoveEngineRequest\x1a\x1b.fleet.v1.RemoveEngineReply\x12G\n\x0b\x46indServers\x12\x1c.fleet.v1.FindServersRequest\x1a\x1a.fleet.v1.FindServersReply\x12\x41\n\tPutSecret\x12\x1a.fleet.v1.PutSecretRequest\x1a\x18.fleet.v1.PutSecretReply\x12J\n\x0cRemoveSecret\x12\x1d.fleet.v1.RemoveSecretRequest\x1a\x1b.fleet.v1.RemoveSecretReply\x12>\n\x08Shutdown\x12\x19.fleet.v1.ShutdownRequest\x1a\x17.fleet.v1.ShutdownReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHUTDOWNREQUEST']._serialized_end=204
   _globals['_SHUTDOWNREPLY']._serialized_start=206
   _globals['_SHUTDOWNREPLY']._serialized_end=221
-  _globals['_AGENT']._serialized_start=224
-  _globals['_AGENT']._serialized_end=1157
+  _globals['_REMOVEENGINEREQUEST']._serialized_start=223
+  _globals['_REMOVEENGINEREQUEST']._serialized_end=265
+  _globals['_REMOVEENGINEREPLY']._serialized_start=267
+  _globals['_REMOVEENGINEREPLY']._serialized_end=307
+  _globals['_FINDSERVERSREQUEST']._serialized_start=309
+  _globals['_FINDSERVERSREQUEST']._serialized_end=344
+  _globals['_FINDSERVERSREPLY']._serialized_start=346
+  _globals['_FINDSERVERSREPLY']._serialized_end=406
+  _globals['_FOREIGNSERVER']._serialized_start=409
+  _globals['_FOREIGNSERVER']._serialized_end=564
+  _globals['_PUTSECRETREQUEST']._serialized_start=566
+  _globals['_PUTSECRETREQUEST']._serialized_end=613
+  _globals['_PUTSECRETREPLY']._serialized_start=615
+  _globals['_PUTSECRETREPLY']._serialized_end=662
+  _globals['_REMOVESECRETREQUEST']._serialized_start=664
+  _globals['_REMOVESECRETREQUEST']._serialized_end=699
+  _globals['_REMOVESECRETREPLY']._serialized_start=701
+  _globals['_REMOVESECRETREPLY']._serialized_end=737
+  _globals['_AGENT']._serialized_start=740
+  _globals['_AGENT']._serialized_end=1965
 # @@protoc_insertion_point(module_scope)

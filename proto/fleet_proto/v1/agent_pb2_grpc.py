@@ -108,6 +108,26 @@ class AgentStub:
                 request_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.FromString,
                 _registered_method=True)
+        self.RemoveEngine = channel.unary_unary(
+                '/fleet.v1.Agent/RemoveEngine',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.FromString,
+                _registered_method=True)
+        self.FindServers = channel.unary_unary(
+                '/fleet.v1.Agent/FindServers',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.FindServersRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.FindServersReply.FromString,
+                _registered_method=True)
+        self.PutSecret = channel.unary_unary(
+                '/fleet.v1.Agent/PutSecret',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
+                _registered_method=True)
+        self.RemoveSecret = channel.unary_unary(
+                '/fleet.v1.Agent/RemoveSecret',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Agent/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
@@ -205,6 +225,34 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveEngine(self, request, context):
+        """refused while a service or job uses it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindServers(self, request, context):
+        """model servers on this host that are not ours
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutSecret(self, request, context):
+        """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSecret(self, request, context):
+        """an unknown name changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Ends the agent's server process. Running services and job runners go on.
         """
@@ -279,6 +327,26 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ListArtifacts,
                     request_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.SerializeToString,
+            ),
+            'RemoveEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveEngine,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.SerializeToString,
+            ),
+            'FindServers': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindServers,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.FindServersRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.FindServersReply.SerializeToString,
+            ),
+            'PutSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutSecret,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.SerializeToString,
+            ),
+            'RemoveSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSecret,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -641,6 +709,114 @@ class Agent:
             '/fleet.v1.Agent/ListArtifacts',
             fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/RemoveEngine',
+            fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindServers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/FindServers',
+            fleet__proto_dot_v1_dot_agent__pb2.FindServersRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.FindServersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/PutSecret',
+            fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/RemoveSecret',
+            fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,14 @@ class AgentStub:
     WatchService: _grpc.UnaryStreamMultiCallable[_services_pb2.WatchServiceRequest, _services_pb2.ServiceStatus]
     ReadLog: _grpc.UnaryStreamMultiCallable[_services_pb2.ReadLogRequest, _services_pb2.LogChunk]
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]
+    RemoveEngine: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]
+    """refused while a service or job uses it"""
+    FindServers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FindServersRequest, _agent_pb2.FindServersReply]
+    """model servers on this host that are not ours"""
+    PutSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]
+    """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+    RemoveSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveSecretRequest, _agent_pb2.RemoveSecretReply]
+    """an unknown name changes nothing"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -90,6 +98,14 @@ class AgentAsyncStub(AgentStub):
     WatchService: _aio.UnaryStreamMultiCallable[_services_pb2.WatchServiceRequest, _services_pb2.ServiceStatus]  # type: ignore[assignment]
     ReadLog: _aio.UnaryStreamMultiCallable[_services_pb2.ReadLogRequest, _services_pb2.LogChunk]  # type: ignore[assignment]
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]  # type: ignore[assignment]
+    RemoveEngine: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]  # type: ignore[assignment]
+    """refused while a service or job uses it"""
+    FindServers: _aio.UnaryUnaryMultiCallable[_agent_pb2.FindServersRequest, _agent_pb2.FindServersReply]  # type: ignore[assignment]
+    """model servers on this host that are not ours"""
+    PutSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]  # type: ignore[assignment]
+    """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+    RemoveSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveSecretRequest, _agent_pb2.RemoveSecretReply]  # type: ignore[assignment]
+    """an unknown name changes nothing"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]  # type: ignore[assignment]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -195,6 +211,38 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.ListArtifactsReply, _abc.Awaitable[_artifacts_pb2.ListArtifactsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveEngine(
+        self,
+        request: _agent_pb2.RemoveEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RemoveEngineReply, _abc.Awaitable[_agent_pb2.RemoveEngineReply]]:
+        """refused while a service or job uses it"""
+
+    @_abc_1.abstractmethod
+    def FindServers(
+        self,
+        request: _agent_pb2.FindServersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.FindServersReply, _abc.Awaitable[_agent_pb2.FindServersReply]]:
+        """model servers on this host that are not ours"""
+
+    @_abc_1.abstractmethod
+    def PutSecret(
+        self,
+        request: _agent_pb2.PutSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.PutSecretReply, _abc.Awaitable[_agent_pb2.PutSecretReply]]:
+        """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+
+    @_abc_1.abstractmethod
+    def RemoveSecret(
+        self,
+        request: _agent_pb2.RemoveSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RemoveSecretReply, _abc.Awaitable[_agent_pb2.RemoveSecretReply]]:
+        """an unknown name changes nothing"""
 
     @_abc_1.abstractmethod
     def Shutdown(

@@ -22,76 +22,79 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fleet_proto.v1 import agent_pb2 as fleet__proto_dot_v1_dot_agent__pb2
 from fleet_proto.v1 import common_pb2 as fleet__proto_dot_v1_dot_common__pb2
 from fleet_proto.v1 import hosts_pb2 as fleet__proto_dot_v1_dot_hosts__pb2
 from fleet_proto.v1 import services_pb2 as fleet__proto_dot_v1_dot_services__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leet_proto/v1/controller.proto\x12\x08\x66leet.v1\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x1d\x66leet_proto/v1/services.proto\" \n\rHostSelection\x12\x0f\n\x07pattern\x18\x01 \x01(\t\"3\n\x0fGetHostsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x0f\n\x07refresh\x18\x02 \x01(\x08\"\xce\x02\n\nHostReport\x12\x0c\n\x04host\x18\x01 \x01(\t\x12,\n\nconnection\x18\x02 \x01(\x0e\x32\x18.fleet.v1.HostConnection\x12\'\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x13.fleet.v1.HostFactsH\x00\x88\x01\x01\x12\'\n\x07problem\x18\x04 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x01\x88\x01\x01\x12\x1a\n\ragent_version\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12)\n\x08services\x18\x07 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\x12\x0e\n\x06groups\x18\x08 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\t \x01(\t\x12\x11\n\ttransport\x18\n \x01(\tB\x08\n\x06_factsB\n\n\x08_problemB\x10\n\x0e_agent_version\"\xba\x02\n\tHostEvent\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\ndone_units\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0btotal_units\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04unit\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12\x0f\n\x07\x63hanged\x18\x08 \x01(\x08\x12\'\n\x07problem\x18\t \x01(\x0b\x32\x11.fleet.v1.ProblemH\x02\x88\x01\x01\x12\x30\n\x08host_key\x18\n \x01(\x0b\x32\x19.fleet.v1.HostKeyQuestionH\x03\x88\x01\x01\x12\x0c\n\x04json\x18\x0b \x01(\tB\r\n\x0b_done_unitsB\x0e\n\x0c_total_unitsB\n\n\x08_problemB\x0b\n\t_host_key\"\x99\x01\n\x0fHostKeyQuestion\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08key_type\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x18\n\x10known_hosts_line\x18\x06 \x01(\t\x12\x18\n\x10known_hosts_path\x18\x07 \x01(\t\"B\n\x13TrustHostKeyRequest\x12+\n\x08question\x18\x01 \x01(\x0b\x32\x19.fleet.v1.HostKeyQuestion\"\x13\n\x11TrustHostKeyReply\"\x7f\n\tUpRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x14\n\x0cwheel_folder\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x18\n\x10\x66\x65tch_wheels_for\x18\x05 \x01(\t\x12\x0f\n\x07manager\x18\x06 \x01(\t\"\\\n\x13ManageAgentsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12%\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x15.fleet.v1.AgentAction\x12\r\n\x05purge\x18\x03 \x01(\x08\"\xd4\x02\n\x11PlanDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04port\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_parallel\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nrepository\x18\x08 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\t \x01(\t\x12\x13\n\x0b\x65ngine_path\x18\n \x01(\t\x12\x14\n\x0c\x62ind_address\x18\x0b \x01(\t\x12\x18\n\x0bspeculative\x18\x0c \x01(\x08H\x03\x88\x01\x01\x42\x11\n\x0f_context_lengthB\x07\n\x05_portB\x0f\n\r_max_parallelB\x0e\n\x0c_speculative\"@\n\nDeployPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12!\n\x05hosts\x18\x02 \x03(\x0b\x32\x12.fleet.v1.HostPlan\":\n\x07\x46itLine\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\narithmetic\x18\x03 \x01(\t\"\x85\x04\n\x08HostPlan\x12\x0c\n\x04host\x18\x01 \x01(\t\x12$\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x14.fleet.v1.PlanAction\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x05 \x01(\t\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x0c\n\x04port\x18\x08 \x01(\r\x12!\n\x03\x66it\x18\t \x01(\x0e\x32\x14.fleet.v1.FitVerdict\x12$\n\tfit_lines\x18\n \x03(\x0b\x32\x11.fleet.v1.FitLine\x12\x17\n\nfree_bytes\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0bmemory_kind\x18\x0c \x01(\t\x12*\n\x08\x63ommands\x18\r \x03(\x0b\x32\x18.fleet.v1.PlannedCommand\x12\x16\n\x0e\x64ownload_bytes\x18\x0e \x01(\x04\x12&\n\x07service\x18\x0f \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12\'\n\x07problem\x18\x11 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x01\x88\x01\x01\x12\x16\n\x0einstall_needed\x18\x12 \x01(\x08\x42\r\n\x0b_free_bytesB\n\n\x08_problem\"x\n\x0ePlannedCommand\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgv\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"/\n\rDeployRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"\x8f\x01\n\x0cHostServices\x12\x0c\n\x04host\x18\x01 \x01(\t\x12)\n\x08services\x18\x02 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x88\x01\x01\x12\x11\n\treachable\x18\x04 \x01(\x08\x42\n\n\x08_problem\"R\n\x13StopServicesRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"U\n\x0fReadLogsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"p\n\x0cHostLogChunk\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\'\n\x07problem\x18\x04 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x88\x01\x01\x42\n\n\x08_problem\"u\n\x0c\x42\x65nchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11generation_tokens\x18\x04 \x01(\r\x12\x13\n\x0brepetitions\x18\x05 \x01(\r\"4\n\x12ListResultsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\xb9\x02\n\tResultRow\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x05 \x01(\t\x12\x0c\n\x04test\x18\x06 \x01(\t\x12\x1e\n\x16mean_tokens_per_second\x18\x07 \x01(\x01\x12%\n\x18stddev_tokens_per_second\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0brepetitions\x18\t \x01(\r\x12\x18\n\x10\x66inished_unix_ms\x18\n \x01(\x03\x12\x0c\n\x04\x63hip\x18\x0b \x01(\t\x12\x0e\n\x06\x63lient\x18\x0c \x01(\t\x12\x10\n\x08\x61rtifact\x18\r \x01(\tB\x1b\n\x19_stddev_tokens_per_second\"5\n\x10ListResultsReply\x12!\n\x04rows\x18\x01 \x03(\x0b\x32\x13.fleet.v1.ResultRow\"\x1b\n\x19ShutdownControllerRequest\"\x19\n\x17ShutdownControllerReply*\xa5\x01\n\x0eHostConnection\x12\x1f\n\x1bHOST_CONNECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12HOST_CONNECTION_UP\x10\x01\x12\x1c\n\x18HOST_CONNECTION_NO_AGENT\x10\x02\x12\x1f\n\x1bHOST_CONNECTION_UNREACHABLE\x10\x03\x12\x1b\n\x17HOST_CONNECTION_REFUSED\x10\x04*\x91\x01\n\x0b\x41gentAction\x12\x1c\n\x18\x41GENT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_ACTION_STATUS\x10\x01\x12\x18\n\x14\x41GENT_ACTION_UPGRADE\x10\x02\x12\x18\n\x14\x41GENT_ACTION_RESTART\x10\x03\x12\x17\n\x13\x41GENT_ACTION_REMOVE\x10\x04*{\n\nFitVerdict\x12\x1b\n\x17\x46IT_VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46IT_VERDICT_FITS\x10\x01\x12!\n\x1d\x46IT_VERDICT_FITS_WITH_OFFLOAD\x10\x02\x12\x17\n\x13\x46IT_VERDICT_REFUSED\x10\x03*\x9d\x01\n\nPlanAction\x12\x1b\n\x17PLAN_ACTION_UNSPECIFIED\x10\x00\x12\x14\n\x10PLAN_ACTION_KEEP\x10\x01\x12\x15\n\x11PLAN_ACTION_START\x10\x02\x12\x17\n\x13PLAN_ACTION_REPLACE\x10\x03\x12\x16\n\x12PLAN_ACTION_REFUSE\x10\x04\x12\x14\n\x10PLAN_ACTION_FAIL\x10\x05\x32\xec\x06\n\nController\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12=\n\x08GetHosts\x12\x19.fleet.v1.GetHostsRequest\x1a\x14.fleet.v1.HostReport0\x01\x12\x30\n\x02Up\x12\x13.fleet.v1.UpRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12J\n\x0cTrustHostKey\x12\x1d.fleet.v1.TrustHostKeyRequest\x1a\x1b.fleet.v1.TrustHostKeyReply\x12\x44\n\x0cManageAgents\x12\x1d.fleet.v1.ManageAgentsRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12?\n\nPlanDeploy\x12\x1b.fleet.v1.PlanDeployRequest\x1a\x14.fleet.v1.DeployPlan\x12\x38\n\x06\x44\x65ploy\x12\x17.fleet.v1.DeployRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12\x41\n\x0cListServices\x12\x17.fleet.v1.HostSelection\x1a\x16.fleet.v1.HostServices0\x01\x12\x44\n\x0cStopServices\x12\x1d.fleet.v1.StopServicesRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12?\n\x08ReadLogs\x12\x19.fleet.v1.ReadLogsRequest\x1a\x16.fleet.v1.HostLogChunk0\x01\x12\x36\n\x05\x42\x65nch\x12\x16.fleet.v1.BenchRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12G\n\x0bListResults\x12\x1c.fleet.v1.ListResultsRequest\x1a\x1a.fleet.v1.ListResultsReply\x12R\n\x08Shutdown\x12#.fleet.v1.ShutdownControllerRequest\x1a!.fleet.v1.ShutdownControllerReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leet_proto/v1/controller.proto\x12\x08\x66leet.v1\x1a\x1a\x66leet_proto/v1/agent.proto\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x1d\x66leet_proto/v1/services.proto\" \n\rHostSelection\x12\x0f\n\x07pattern\x18\x01 \x01(\t\"Q\n\x11ListServicesQuery\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x15\n\rmeasure_rates\x18\x02 \x01(\x08\x12\x14\n\x0c\x66ind_foreign\x18\x03 \x01(\x08\"3\n\x0fGetHostsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x0f\n\x07refresh\x18\x02 \x01(\x08\"\xce\x02\n\nHostReport\x12\x0c\n\x04host\x18\x01 \x01(\t\x12,\n\nconnection\x18\x02 \x01(\x0e\x32\x18.fleet.v1.HostConnection\x12\'\n\x05\x66\x61\x63ts\x18\x03 \x01(\x0b\x32\x13.fleet.v1.HostFactsH\x00\x88\x01\x01\x12\'\n\x07problem\x18\x04 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x01\x88\x01\x01\x12\x1a\n\ragent_version\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12)\n\x08services\x18\x07 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\x12\x0e\n\x06groups\x18\x08 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\t \x01(\t\x12\x11\n\ttransport\x18\n \x01(\tB\x08\n\x06_factsB\n\n\x08_problemB\x10\n\x0e_agent_version\"\xba\x02\n\tHostEvent\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\ndone_units\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0btotal_units\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04unit\x18\x06 \x01(\t\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12\x0f\n\x07\x63hanged\x18\x08 \x01(\x08\x12\'\n\x07problem\x18\t \x01(\x0b\x32\x11.fleet.v1.ProblemH\x02\x88\x01\x01\x12\x30\n\x08host_key\x18\n \x01(\x0b\x32\x19.fleet.v1.HostKeyQuestionH\x03\x88\x01\x01\x12\x0c\n\x04json\x18\x0b \x01(\tB\r\n\x0b_done_unitsB\x0e\n\x0c_total_unitsB\n\n\x08_problemB\x0b\n\t_host_key\"\x99\x01\n\x0fHostKeyQuestion\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08key_type\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x18\n\x10known_hosts_line\x18\x06 \x01(\t\x12\x18\n\x10known_hosts_path\x18\x07 \x01(\t\"B\n\x13TrustHostKeyRequest\x12+\n\x08question\x18\x01 \x01(\x0b\x32\x19.fleet.v1.HostKeyQuestion\"\x13\n\x11TrustHostKeyReply\"\x7f\n\tUpRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x11\n\ttransport\x18\x02 \x01(\t\x12\x14\n\x0cwheel_folder\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\x12\x18\n\x10\x66\x65tch_wheels_for\x18\x05 \x01(\t\x12\x0f\n\x07manager\x18\x06 \x01(\t\"\\\n\x13ManageAgentsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12%\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x15.fleet.v1.AgentAction\x12\r\n\x05purge\x18\x03 \x01(\x08\"\xd6\x04\n\x11PlanDeployRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04port\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x19\n\x0cmax_parallel\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x12\n\nrepository\x18\x08 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\t \x01(\t\x12\x13\n\x0b\x65ngine_path\x18\n \x01(\t\x12\x14\n\x0c\x62ind_address\x18\x0b \x01(\t\x12\x18\n\x0bspeculative\x18\x0c \x01(\x08H\x03\x88\x01\x01\x12\x16\n\x0eoffline_folder\x18\r \x01(\t\x12\x0f\n\x07\x61pi_key\x18\x0e \x01(\t\x12\x15\n\rkv_cache_type\x18\x0f \x01(\t\x12\x17\n\x0f\x66lash_attention\x18\x10 \x01(\t\x12\x1c\n\x0ftensor_parallel\x18\x11 \x01(\rH\x04\x88\x01\x01\x12\x1c\n\x0fmemory_fraction\x18\x12 \x01(\x01H\x05\x88\x01\x01\x12\r\n\x05\x64type\x18\x13 \x01(\t\x12\x13\n\x06vision\x18\x14 \x01(\x08H\x06\x88\x01\x01\x12\x14\n\x0cservice_name\x18\x15 \x01(\tB\x11\n\x0f_context_lengthB\x07\n\x05_portB\x0f\n\r_max_parallelB\x0e\n\x0c_speculativeB\x12\n\x10_tensor_parallelB\x12\n\x10_memory_fractionB\t\n\x07_vision\"@\n\nDeployPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12!\n\x05hosts\x18\x02 \x03(\x0b\x32\x12.fleet.v1.HostPlan\":\n\x07\x46itLine\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x12\n\narithmetic\x18\x03 \x01(\t\"\x85\x04\n\x08HostPlan\x12\x0c\n\x04host\x18\x01 \x01(\t\x12$\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x14.fleet.v1.PlanAction\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x05 \x01(\t\x12\x14\n\x0cquantization\x18\x06 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x07 \x01(\r\x12\x0c\n\x04port\x18\x08 \x01(\r\x12!\n\x03\x66it\x18\t \x01(\x0e\x32\x14.fleet.v1.FitVerdict\x12$\n\tfit_lines\x18\n \x03(\x0b\x32\x11.fleet.v1.FitLine\x12\x17\n\nfree_bytes\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0bmemory_kind\x18\x0c \x01(\t\x12*\n\x08\x63ommands\x18\r \x03(\x0b\x32\x18.fleet.v1.PlannedCommand\x12\x16\n\x0e\x64ownload_bytes\x18\x0e \x01(\x04\x12&\n\x07service\x18\x0f \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\x12\x10\n\x08warnings\x18\x10 \x03(\t\x12\'\n\x07problem\x18\x11 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x01\x88\x01\x01\x12\x16\n\x0einstall_needed\x18\x12 \x01(\x08\x42\r\n\x0b_free_bytesB\n\n\x08_problem\"x\n\x0ePlannedCommand\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgv\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"/\n\rDeployRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"\xdd\x01\n\x0cHostServices\x12\x0c\n\x04host\x18\x01 \x01(\t\x12)\n\x08services\x18\x02 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x88\x01\x01\x12\x11\n\treachable\x18\x04 \x01(\x08\x12(\n\x07\x66oreign\x18\x05 \x03(\x0b\x32\x17.fleet.v1.ForeignServer\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x11\n\ttransport\x18\x07 \x01(\tB\n\n\x08_problem\"R\n\x13StopServicesRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"U\n\x0fReadLogsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"p\n\x0cHostLogChunk\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\'\n\x07problem\x18\x04 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x88\x01\x01\x42\n\n\x08_problem\"u\n\x0c\x42\x65nchRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11generation_tokens\x18\x04 \x01(\r\x12\x13\n\x0brepetitions\x18\x05 \x01(\r\"4\n\x12ListResultsRequest\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"\xb9\x02\n\tResultRow\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x05 \x01(\t\x12\x0c\n\x04test\x18\x06 \x01(\t\x12\x1e\n\x16mean_tokens_per_second\x18\x07 \x01(\x01\x12%\n\x18stddev_tokens_per_second\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0brepetitions\x18\t \x01(\r\x12\x18\n\x10\x66inished_unix_ms\x18\n \x01(\x03\x12\x0c\n\x04\x63hip\x18\x0b \x01(\t\x12\x0e\n\x06\x63lient\x18\x0c \x01(\t\x12\x10\n\x08\x61rtifact\x18\r \x01(\tB\x1b\n\x19_stddev_tokens_per_second\"5\n\x10ListResultsReply\x12!\n\x04rows\x18\x01 \x03(\x0b\x32\x13.fleet.v1.ResultRow\"\x1b\n\x19ShutdownControllerRequest\"\x19\n\x17ShutdownControllerReply*\xa5\x01\n\x0eHostConnection\x12\x1f\n\x1bHOST_CONNECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12HOST_CONNECTION_UP\x10\x01\x12\x1c\n\x18HOST_CONNECTION_NO_AGENT\x10\x02\x12\x1f\n\x1bHOST_CONNECTION_UNREACHABLE\x10\x03\x12\x1b\n\x17HOST_CONNECTION_REFUSED\x10\x04*\x91\x01\n\x0b\x41gentAction\x12\x1c\n\x18\x41GENT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41GENT_ACTION_STATUS\x10\x01\x12\x18\n\x14\x41GENT_ACTION_UPGRADE\x10\x02\x12\x18\n\x14\x41GENT_ACTION_RESTART\x10\x03\x12\x17\n\x13\x41GENT_ACTION_REMOVE\x10\x04*{\n\nFitVerdict\x12\x1b\n\x17\x46IT_VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46IT_VERDICT_FITS\x10\x01\x12!\n\x1d\x46IT_VERDICT_FITS_WITH_OFFLOAD\x10\x02\x12\x17\n\x13\x46IT_VERDICT_REFUSED\x10\x03*\x9d\x01\n\nPlanAction\x12\x1b\n\x17PLAN_ACTION_UNSPECIFIED\x10\x00\x12\x14\n\x10PLAN_ACTION_KEEP\x10\x01\x12\x15\n\x11PLAN_ACTION_START\x10\x02\x12\x17\n\x13PLAN_ACTION_REPLACE\x10\x03\x12\x16\n\x12PLAN_ACTION_REFUSE\x10\x04\x12\x14\n\x10PLAN_ACTION_FAIL\x10\x05\x32\xf0\x06\n\nController\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12=\n\x08GetHosts\x12\x19.fleet.v1.GetHostsRequest\x1a\x14.fleet.v1.HostReport0\x01\x12\x30\n\x02Up\x12\x13.fleet.v1.UpRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12J\n\x0cTrustHostKey\x12\x1d.fleet.v1.TrustHostKeyRequest\x1a\x1b.fleet.v1.TrustHostKeyReply\x12\x44\n\x0cManageAgents\x12\x1d.fleet.v1.ManageAgentsRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12?\n\nPlanDeploy\x12\x1b.fleet.v1.PlanDeployRequest\x1a\x14.fleet.v1.DeployPlan\x12\x38\n\x06\x44\x65ploy\x12\x17.fleet.v1.DeployRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12\x45\n\x0cListServices\x12\x1b.fleet.v1.ListServicesQuery\x1a\x16.fleet.v1.HostServices0\x01\x12\x44\n\x0cStopServices\x12\x1d.fleet.v1.StopServicesRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12?\n\x08ReadLogs\x12\x19.fleet.v1.ReadLogsRequest\x1a\x16.fleet.v1.HostLogChunk0\x01\x12\x36\n\x05\x42\x65nch\x12\x16.fleet.v1.BenchRequest\x1a\x13.fleet.v1.HostEvent0\x01\x12G\n\x0bListResults\x12\x1c.fleet.v1.ListResultsRequest\x1a\x1a.fleet.v1.ListResultsReply\x12R\n\x08Shutdown\x12#.fleet.v1.ShutdownControllerRequest\x1a!.fleet.v1.ShutdownControllerReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet_proto.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOSTCONNECTION']._serialized_start=3534
-  _globals['_HOSTCONNECTION']._serialized_end=3699
-  _globals['_AGENTACTION']._serialized_start=3702
-  _globals['_AGENTACTION']._serialized_end=3847
-  _globals['_FITVERDICT']._serialized_start=3849
-  _globals['_FITVERDICT']._serialized_end=3972
-  _globals['_PLANACTION']._serialized_start=3975
-  _globals['_PLANACTION']._serialized_end=4132
-  _globals['_HOSTSELECTION']._serialized_start=133
-  _globals['_HOSTSELECTION']._serialized_end=165
-  _globals['_GETHOSTSREQUEST']._serialized_start=167
-  _globals['_GETHOSTSREQUEST']._serialized_end=218
-  _globals['_HOSTREPORT']._serialized_start=221
-  _globals['_HOSTREPORT']._serialized_end=555
-  _globals['_HOSTEVENT']._serialized_start=558
-  _globals['_HOSTEVENT']._serialized_end=872
-  _globals['_HOSTKEYQUESTION']._serialized_start=875
-  _globals['_HOSTKEYQUESTION']._serialized_end=1028
-  _globals['_TRUSTHOSTKEYREQUEST']._serialized_start=1030
-  _globals['_TRUSTHOSTKEYREQUEST']._serialized_end=1096
-  _globals['_TRUSTHOSTKEYREPLY']._serialized_start=1098
-  _globals['_TRUSTHOSTKEYREPLY']._serialized_end=1117
-  _globals['_UPREQUEST']._serialized_start=1119
-  _globals['_UPREQUEST']._serialized_end=1246
-  _globals['_MANAGEAGENTSREQUEST']._serialized_start=1248
-  _globals['_MANAGEAGENTSREQUEST']._serialized_end=1340
-  _globals['_PLANDEPLOYREQUEST']._serialized_start=1343
-  _globals['_PLANDEPLOYREQUEST']._serialized_end=1683
-  _globals['_DEPLOYPLAN']._serialized_start=1685
-  _globals['_DEPLOYPLAN']._serialized_end=1749
-  _globals['_FITLINE']._serialized_start=1751
-  _globals['_FITLINE']._serialized_end=1809
-  _globals['_HOSTPLAN']._serialized_start=1812
-  _globals['_HOSTPLAN']._serialized_end=2329
-  _globals['_PLANNEDCOMMAND']._serialized_start=2331
-  _globals['_PLANNEDCOMMAND']._serialized_end=2451
-  _globals['_DEPLOYREQUEST']._serialized_start=2453
-  _globals['_DEPLOYREQUEST']._serialized_end=2500
-  _globals['_HOSTSERVICES']._serialized_start=2503
-  _globals['_HOSTSERVICES']._serialized_end=2646
-  _globals['_STOPSERVICESREQUEST']._serialized_start=2648
-  _globals['_STOPSERVICESREQUEST']._serialized_end=2730
-  _globals['_READLOGSREQUEST']._serialized_start=2732
-  _globals['_READLOGSREQUEST']._serialized_end=2817
-  _globals['_HOSTLOGCHUNK']._serialized_start=2819
-  _globals['_HOSTLOGCHUNK']._serialized_end=2931
-  _globals['_BENCHREQUEST']._serialized_start=2933
-  _globals['_BENCHREQUEST']._serialized_end=3050
-  _globals['_LISTRESULTSREQUEST']._serialized_start=3052
-  _globals['_LISTRESULTSREQUEST']._serialized_end=3104
-  _globals['_RESULTROW']._serialized_start=3107
-  _globals['_RESULTROW']._serialized_end=3420
-  _globals['_LISTRESULTSREPLY']._serialized_start=3422
-  _globals['_LISTRESULTSREPLY']._serialized_end=3475
-  _globals['_SHUTDOWNCONTROLLERREQUEST']._serialized_start=3477
-  _globals['_SHUTDOWNCONTROLLERREQUEST']._serialized_end=3504
-  _globals['_SHUTDOWNCONTROLLERREPLY']._serialized_start=3506
-  _globals['_SHUTDOWNCONTROLLERREPLY']._serialized_end=3531
-  _globals['_CONTROLLER']._serialized_start=4135
-  _globals['_CONTROLLER']._serialized_end=5011
+  _globals['_HOSTCONNECTION']._serialized_start=3981
+  _globals['_HOSTCONNECTION']._serialized_end=4146
+  _globals['_AGENTACTION']._serialized_start=4149
+  _globals['_AGENTACTION']._serialized_end=4294
+  _globals['_FITVERDICT']._serialized_start=4296
+  _globals['_FITVERDICT']._serialized_end=4419
+  _globals['_PLANACTION']._serialized_start=4422
+  _globals['_PLANACTION']._serialized_end=4579
+  _globals['_HOSTSELECTION']._serialized_start=161
+  _globals['_HOSTSELECTION']._serialized_end=193
+  _globals['_LISTSERVICESQUERY']._serialized_start=195
+  _globals['_LISTSERVICESQUERY']._serialized_end=276
+  _globals['_GETHOSTSREQUEST']._serialized_start=278
+  _globals['_GETHOSTSREQUEST']._serialized_end=329
+  _globals['_HOSTREPORT']._serialized_start=332
+  _globals['_HOSTREPORT']._serialized_end=666
+  _globals['_HOSTEVENT']._serialized_start=669
+  _globals['_HOSTEVENT']._serialized_end=983
+  _globals['_HOSTKEYQUESTION']._serialized_start=986
+  _globals['_HOSTKEYQUESTION']._serialized_end=1139
+  _globals['_TRUSTHOSTKEYREQUEST']._serialized_start=1141
+  _globals['_TRUSTHOSTKEYREQUEST']._serialized_end=1207
+  _globals['_TRUSTHOSTKEYREPLY']._serialized_start=1209
+  _globals['_TRUSTHOSTKEYREPLY']._serialized_end=1228
+  _globals['_UPREQUEST']._serialized_start=1230
+  _globals['_UPREQUEST']._serialized_end=1357
+  _globals['_MANAGEAGENTSREQUEST']._serialized_start=1359
+  _globals['_MANAGEAGENTSREQUEST']._serialized_end=1451
+  _globals['_PLANDEPLOYREQUEST']._serialized_start=1454
+  _globals['_PLANDEPLOYREQUEST']._serialized_end=2052
+  _globals['_DEPLOYPLAN']._serialized_start=2054
+  _globals['_DEPLOYPLAN']._serialized_end=2118
+  _globals['_FITLINE']._serialized_start=2120
+  _globals['_FITLINE']._serialized_end=2178
+  _globals['_HOSTPLAN']._serialized_start=2181
+  _globals['_HOSTPLAN']._serialized_end=2698
+  _globals['_PLANNEDCOMMAND']._serialized_start=2700
+  _globals['_PLANNEDCOMMAND']._serialized_end=2820
+  _globals['_DEPLOYREQUEST']._serialized_start=2822
+  _globals['_DEPLOYREQUEST']._serialized_end=2869
+  _globals['_HOSTSERVICES']._serialized_start=2872
+  _globals['_HOSTSERVICES']._serialized_end=3093
+  _globals['_STOPSERVICESREQUEST']._serialized_start=3095
+  _globals['_STOPSERVICESREQUEST']._serialized_end=3177
+  _globals['_READLOGSREQUEST']._serialized_start=3179
+  _globals['_READLOGSREQUEST']._serialized_end=3264
+  _globals['_HOSTLOGCHUNK']._serialized_start=3266
+  _globals['_HOSTLOGCHUNK']._serialized_end=3378
+  _globals['_BENCHREQUEST']._serialized_start=3380
+  _globals['_BENCHREQUEST']._serialized_end=3497
+  _globals['_LISTRESULTSREQUEST']._serialized_start=3499
+  _globals['_LISTRESULTSREQUEST']._serialized_end=3551
+  _globals['_RESULTROW']._serialized_start=3554
+  _globals['_RESULTROW']._serialized_end=3867
+  _globals['_LISTRESULTSREPLY']._serialized_start=3869
+  _globals['_LISTRESULTSREPLY']._serialized_end=3922
+  _globals['_SHUTDOWNCONTROLLERREQUEST']._serialized_start=3924
+  _globals['_SHUTDOWNCONTROLLERREQUEST']._serialized_end=3951
+  _globals['_SHUTDOWNCONTROLLERREPLY']._serialized_start=3953
+  _globals['_SHUTDOWNCONTROLLERREPLY']._serialized_end=3978
+  _globals['_CONTROLLER']._serialized_start=4582
+  _globals['_CONTROLLER']._serialized_end=5462
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from fleet_proto.v1 import agent_pb2 as _agent_pb2
 from fleet_proto.v1 import common_pb2 as _common_pb2
 from fleet_proto.v1 import hosts_pb2 as _hosts_pb2
 from fleet_proto.v1 import services_pb2 as _services_pb2
@@ -134,6 +135,33 @@ class HostSelection(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostSelection: _TypeAlias = HostSelection  # noqa: Y015
+
+@_typing.final
+class ListServicesQuery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    MEASURE_RATES_FIELD_NUMBER: _builtins.int
+    FIND_FOREIGN_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    measure_rates: _builtins.bool
+    """tokens a second now"""
+    find_foreign: _builtins.bool
+    """servers that others started"""
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        measure_rates: _builtins.bool = ...,
+        find_foreign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["find_foreign", b"find_foreign", "measure_rates", b"measure_rates", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListServicesQuery: _TypeAlias = ListServicesQuery  # noqa: Y015
 
 @_typing.final
 class GetHostsRequest(_message.Message):
@@ -450,6 +478,15 @@ class PlanDeployRequest(_message.Message):
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     BIND_ADDRESS_FIELD_NUMBER: _builtins.int
     SPECULATIVE_FIELD_NUMBER: _builtins.int
+    OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
+    KV_CACHE_TYPE_FIELD_NUMBER: _builtins.int
+    FLASH_ATTENTION_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    MEMORY_FRACTION_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    VISION_FIELD_NUMBER: _builtins.int
+    SERVICE_NAME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"glm-4.7-flash", "qwen3.5-9b:Q8_0", a path on the hosts, or "" with repository"""
     pattern: _builtins.str
@@ -467,6 +504,21 @@ class PlanDeployRequest(_message.Message):
     bind_address: _builtins.str
     speculative: _builtins.bool
     """absent = as the catalog has it for the model and backend"""
+    offline_folder: _builtins.str
+    """on the hosts: wheels, source or release archives; nothing is fetched for the engine"""
+    api_key: _builtins.str
+    """reference: "env:NAME" or "file:/path"; never the key"""
+    kv_cache_type: _builtins.str
+    """in the backend's own words: "q8_0", "fp8" """
+    flash_attention: _builtins.str
+    """"on", "off", "auto" """
+    tensor_parallel: _builtins.int
+    memory_fraction: _builtins.float
+    dtype: _builtins.str
+    vision: _builtins.bool
+    """absent = with the projector where the model has one"""
+    service_name: _builtins.str
+    """empty = the model's name"""
     def __init__(
         self,
         *,
@@ -482,27 +534,48 @@ class PlanDeployRequest(_message.Message):
         engine_path: _builtins.str = ...,
         bind_address: _builtins.str = ...,
         speculative: _builtins.bool | None = ...,
+        offline_folder: _builtins.str = ...,
+        api_key: _builtins.str = ...,
+        kv_cache_type: _builtins.str = ...,
+        flash_attention: _builtins.str = ...,
+        tensor_parallel: _builtins.int | None = ...,
+        memory_fraction: _builtins.float | None = ...,
+        dtype: _builtins.str = ...,
+        vision: _builtins.bool | None = ...,
+        service_name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "_speculative", b"_speculative", "context_length", b"context_length", "max_parallel", b"max_parallel", "port", b"port", "speculative", b"speculative"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_memory_fraction", b"_memory_fraction", "_port", b"_port", "_speculative", b"_speculative", "_tensor_parallel", b"_tensor_parallel", "_vision", b"_vision", "context_length", b"context_length", "max_parallel", b"max_parallel", "memory_fraction", b"memory_fraction", "port", b"port", "speculative", b"speculative", "tensor_parallel", b"tensor_parallel", "vision", b"vision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_port", b"_port", "_speculative", b"_speculative", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "engine_path", b"engine_path", "max_parallel", b"max_parallel", "model", b"model", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository", "speculative", b"speculative"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_memory_fraction", b"_memory_fraction", "_port", b"_port", "_speculative", b"_speculative", "_tensor_parallel", b"_tensor_parallel", "_vision", b"_vision", "api_key", b"api_key", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "dtype", b"dtype", "engine_path", b"engine_path", "flash_attention", b"flash_attention", "kv_cache_type", b"kv_cache_type", "max_parallel", b"max_parallel", "memory_fraction", b"memory_fraction", "model", b"model", "offline_folder", b"offline_folder", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository", "service_name", b"service_name", "speculative", b"speculative", "tensor_parallel", b"tensor_parallel", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
     _WhichOneofReturnType__max_parallel: _TypeAlias = _typing.Literal["max_parallel"]  # noqa: Y015
     _WhichOneofArgType__max_parallel: _TypeAlias = _typing.Literal["_max_parallel", b"_max_parallel"]  # noqa: Y015
+    _WhichOneofReturnType__memory_fraction: _TypeAlias = _typing.Literal["memory_fraction"]  # noqa: Y015
+    _WhichOneofArgType__memory_fraction: _TypeAlias = _typing.Literal["_memory_fraction", b"_memory_fraction"]  # noqa: Y015
     _WhichOneofReturnType__port: _TypeAlias = _typing.Literal["port"]  # noqa: Y015
     _WhichOneofArgType__port: _TypeAlias = _typing.Literal["_port", b"_port"]  # noqa: Y015
     _WhichOneofReturnType__speculative: _TypeAlias = _typing.Literal["speculative"]  # noqa: Y015
     _WhichOneofArgType__speculative: _TypeAlias = _typing.Literal["_speculative", b"_speculative"]  # noqa: Y015
+    _WhichOneofReturnType__tensor_parallel: _TypeAlias = _typing.Literal["tensor_parallel"]  # noqa: Y015
+    _WhichOneofArgType__tensor_parallel: _TypeAlias = _typing.Literal["_tensor_parallel", b"_tensor_parallel"]  # noqa: Y015
+    _WhichOneofReturnType__vision: _TypeAlias = _typing.Literal["vision"]  # noqa: Y015
+    _WhichOneofArgType__vision: _TypeAlias = _typing.Literal["_vision", b"_vision"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel) -> _WhichOneofReturnType__max_parallel | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_fraction) -> _WhichOneofReturnType__memory_fraction | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__port) -> _WhichOneofReturnType__port | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__speculative) -> _WhichOneofReturnType__speculative | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tensor_parallel) -> _WhichOneofReturnType__tensor_parallel | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vision) -> _WhichOneofReturnType__vision | None: ...
 
 Global___PlanDeployRequest: _TypeAlias = PlanDeployRequest  # noqa: Y015
 
@@ -707,12 +780,20 @@ class HostServices(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     reachable: _builtins.bool
+    address: _builtins.str
+    """as the controller dials it, "" for the controller's own machine"""
+    transport: _builtins.str
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[_services_pb2.ServiceStatus]: ...
     @_builtins.property
     def problem(self) -> _common_pb2.Problem: ...
+    @_builtins.property
+    def foreign(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.ForeignServer]: ...
     def __init__(
         self,
         *,
@@ -720,10 +801,13 @@ class HostServices(_message.Message):
         services: _abc.Iterable[_services_pb2.ServiceStatus] | None = ...,
         problem: _common_pb2.Problem | None = ...,
         reachable: _builtins.bool = ...,
+        foreign: _abc.Iterable[_agent_pb2.ForeignServer] | None = ...,
+        address: _builtins.str = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "host", b"host", "problem", b"problem", "reachable", b"reachable", "services", b"services"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "address", b"address", "foreign", b"foreign", "host", b"host", "problem", b"problem", "reachable", b"reachable", "services", b"services", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
     _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015

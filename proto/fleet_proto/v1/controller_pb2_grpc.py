@@ -74,7 +74,7 @@ class ControllerStub:
                 _registered_method=True)
         self.ListServices = channel.unary_stream(
                 '/fleet.v1.Controller/ListServices',
-                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListServicesQuery.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostServices.FromString,
                 _registered_method=True)
         self.StopServices = channel.unary_stream(
@@ -230,7 +230,7 @@ def add_ControllerServicer_to_server(servicer, server):
             ),
             'ListServices': grpc.unary_stream_rpc_method_handler(
                     servicer.ListServices,
-                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.FromString,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListServicesQuery.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostServices.SerializeToString,
             ),
             'StopServices': grpc.unary_stream_rpc_method_handler(
@@ -475,7 +475,7 @@ class Controller:
             request,
             target,
             '/fleet.v1.Controller/ListServices',
-            fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ListServicesQuery.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostServices.FromString,
             options,
             channel_credentials,

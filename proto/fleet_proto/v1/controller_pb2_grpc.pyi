@@ -45,7 +45,7 @@ class ControllerStub:
     """gathers facts, changes nothing"""
     Deploy: _grpc.UnaryStreamMultiCallable[_controller_pb2.DeployRequest, _controller_pb2.HostEvent]
     """runs a plan; cancelling the call detaches, it does not undo"""
-    ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostServices]
+    ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]
     StopServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
     Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]
@@ -69,7 +69,7 @@ class ControllerAsyncStub(ControllerStub):
     """gathers facts, changes nothing"""
     Deploy: _aio.UnaryStreamMultiCallable[_controller_pb2.DeployRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """runs a plan; cancelling the call detaches, it does not undo"""
-    ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostServices]  # type: ignore[assignment]
+    ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]  # type: ignore[assignment]
     StopServices: _aio.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
     Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
@@ -136,7 +136,7 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def ListServices(
         self,
-        request: _controller_pb2.HostSelection,
+        request: _controller_pb2.ListServicesQuery,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostServices], _abc.AsyncIterator[_controller_pb2.HostServices]]: ...
 

@@ -630,6 +630,9 @@ class EngineFacts(_message.Message):
     MANAGED_FIELD_NUMBER: _builtins.int
     INSTALL_KEY_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    SERVED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """"llama.cpp", "mlx-lm", ..."""
     version: _builtins.str
@@ -639,6 +642,13 @@ class EngineFacts(_message.Message):
     install_key: _builtins.str
     """set where managed"""
     size_bytes: _builtins.int
+    created_unix_ms: _builtins.int
+    served_unix_ms: _builtins.int
+    """when a service on it was first ready; absent = never"""
+    @_builtins.property
+    def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """options that the server's own --help lists, read once at the install; empty = not known"""
+
     def __init__(
         self,
         *,
@@ -648,15 +658,26 @@ class EngineFacts(_message.Message):
         managed: _builtins.bool = ...,
         install_key: _builtins.str = ...,
         size_bytes: _builtins.int | None = ...,
+        created_unix_ms: _builtins.int | None = ...,
+        served_unix_ms: _builtins.int | None = ...,
+        flags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "_version", b"_version", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_unix_ms", b"_created_unix_ms", "_served_unix_ms", b"_served_unix_ms", "_size_bytes", b"_size_bytes", "_version", b"_version", "created_unix_ms", b"created_unix_ms", "served_unix_ms", b"served_unix_ms", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes", "_version", b"_version", "backend", b"backend", "install_key", b"install_key", "managed", b"managed", "path", b"path", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_unix_ms", b"_created_unix_ms", "_served_unix_ms", b"_served_unix_ms", "_size_bytes", b"_size_bytes", "_version", b"_version", "backend", b"backend", "created_unix_ms", b"created_unix_ms", "flags", b"flags", "install_key", b"install_key", "managed", b"managed", "path", b"path", "served_unix_ms", b"served_unix_ms", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__created_unix_ms: _TypeAlias = _typing.Literal["created_unix_ms"]  # noqa: Y015
+    _WhichOneofArgType__created_unix_ms: _TypeAlias = _typing.Literal["_created_unix_ms", b"_created_unix_ms"]  # noqa: Y015
+    _WhichOneofReturnType__served_unix_ms: _TypeAlias = _typing.Literal["served_unix_ms"]  # noqa: Y015
+    _WhichOneofArgType__served_unix_ms: _TypeAlias = _typing.Literal["_served_unix_ms", b"_served_unix_ms"]  # noqa: Y015
     _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
     _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_unix_ms) -> _WhichOneofReturnType__created_unix_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__served_unix_ms) -> _WhichOneofReturnType__served_unix_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
     @_typing.overload

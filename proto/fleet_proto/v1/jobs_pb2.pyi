@@ -328,11 +328,14 @@ class AdoptEngineStep(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     BINARIES_FIELD_NUMBER: _builtins.int
+    SOURCE_KEY_FIELD_NUMBER: _builtins.int
     install_key: _builtins.str
     backend: _builtins.str
     version: _builtins.str
     path: _builtins.str
     """folder with the binaries"""
+    source_key: _builtins.str
+    """instead of path: binaries of an unpacked archive, copied with the libraries beside them"""
     @_builtins.property
     def binaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -343,10 +346,11 @@ class AdoptEngineStep(_message.Message):
         version: _builtins.str = ...,
         path: _builtins.str = ...,
         binaries: _abc.Iterable[_builtins.str] | None = ...,
+        source_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "binaries", b"binaries", "install_key", b"install_key", "path", b"path", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "binaries", b"binaries", "install_key", b"install_key", "path", b"path", "source_key", b"source_key", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

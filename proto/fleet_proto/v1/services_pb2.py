@@ -26,35 +26,43 @@ from fleet_proto.v1 import common_pb2 as fleet__proto_dot_v1_dot_common__pb2
 from fleet_proto.v1 import jobs_pb2 as fleet__proto_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66leet_proto/v1/services.proto\x12\x08\x66leet.v1\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x19\x66leet_proto/v1/jobs.proto\"\xa0\x03\n\x0bServiceSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x14\n\x0cmax_parallel\x18\x07 \x01(\r\x12\x1f\n\x04tool\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\t \x03(\t\x12\x32\n\x0b\x65nvironment\x18\n \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x14\n\x0c\x62ind_address\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\r\x12+\n\treadiness\x18\r \x01(\x0b\x32\x18.fleet.v1.ReadinessProbe\x12\x1d\n\x15promised_memory_bytes\x18\x0e \x01(\x04\x12\x19\n\x11served_model_name\x18\x0f \x01(\t\x12\x13\n\x0bgpu_indices\x18\x10 \x03(\r\"U\n\x0eReadinessProbe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x1b\n\x13start_limit_seconds\x18\x02 \x01(\x01\x12\x18\n\x10interval_seconds\x18\x03 \x01(\x01\"\xd7\x04\n\rServiceStatus\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.fleet.v1.ServiceState\x12\'\n\x07\x64\x65sired\x18\x03 \x01(\x0e\x32\x16.fleet.v1.DesiredState\x12/\n\x07process\x18\x04 \x01(\x0b\x32\x19.fleet.v1.ProcessIdentityH\x00\x88\x01\x01\x12\x1c\n\x0fstarted_unix_ms\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rready_unix_ms\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x10\n\x08restarts\x18\x07 \x01(\r\x12\'\n\x07problem\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x03\x88\x01\x01\x12\x1b\n\x0eresident_bytes\x18\t \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\n \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12next_start_unix_ms\x18\x0b \x01(\x03H\x06\x88\x01\x01\x12\x13\n\x0bspec_digest\x18\x0c \x01(\t\x12\x1b\n\x0elast_exit_code\x18\r \x01(\x05H\x07\x88\x01\x01\x12\x0c\n\x04\x61rgv\x18\x0e \x03(\tB\n\n\x08_processB\x12\n\x10_started_unix_msB\x10\n\x0e_ready_unix_msB\n\n\x08_problemB\x11\n\x0f_resident_bytesB\x13\n\x11_gpu_memory_bytesB\x15\n\x13_next_start_unix_msB\x11\n\x0f_last_exit_code\":\n\x13\x41pplyServiceRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\"I\n\x12StopServiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06remove\x18\x03 \x01(\x08\"\x15\n\x13ListServicesRequest\">\n\x11ListServicesReply\x12)\n\x08services\x18\x01 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\"#\n\x13WatchServiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x0eReadLogRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x18\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xd3\x01\n\x0cServiceState\x12\x1d\n\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SERVICE_STATE_STARTING\x10\x01\x12\x17\n\x13SERVICE_STATE_READY\x10\x02\x12\x1b\n\x17SERVICE_STATE_UNHEALTHY\x10\x03\x12\x1d\n\x19SERVICE_STATE_BACKING_OFF\x10\x04\x12\x19\n\x15SERVICE_STATE_STOPPED\x10\x05\x12\x18\n\x14SERVICE_STATE_FAILED\x10\x06*c\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45SIRED_STATE_RUNNING\x10\x01\x12\x19\n\x15\x44\x45SIRED_STATE_STOPPED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66leet_proto/v1/services.proto\x12\x08\x66leet.v1\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x19\x66leet_proto/v1/jobs.proto\"\xef\x04\n\x0bServiceSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_version\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x14\n\x0cmax_parallel\x18\x07 \x01(\r\x12\x1f\n\x04tool\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\t \x03(\t\x12\x32\n\x0b\x65nvironment\x18\n \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x14\n\x0c\x62ind_address\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\r\x12+\n\treadiness\x18\r \x01(\x0b\x32\x18.fleet.v1.ReadinessProbe\x12\x1d\n\x15promised_memory_bytes\x18\x0e \x01(\x04\x12\x19\n\x11served_model_name\x18\x0f \x01(\t\x12\x13\n\x0bgpu_indices\x18\x10 \x03(\r\x12!\n\x07\x61pi_key\x18\x11 \x01(\x0b\x32\x10.fleet.v1.ApiKey\x12\'\n\x07metrics\x18\x12 \x01(\x0b\x32\x16.fleet.v1.MetricsProbe\x12\'\n\x0c\x62\x65\x66ore_start\x18\x13 \x03(\x0b\x32\x11.fleet.v1.ToolRun\x12%\n\nafter_stop\x18\x14 \x03(\x0b\x32\x11.fleet.v1.ToolRun\x12\x18\n\x10shared_port_path\x18\x15 \x01(\t\x12\x17\n\x0f\x62\x61\x63kend_options\x18\x16 \x01(\t\"\x88\x01\n\x06\x41piKey\x12\x0e\n\x06secret\x18\x01 \x01(\t\x12\x15\n\x0b\x66ile_option\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x65nvironment\x18\x03 \x01(\tH\x00\x12\x34\n\rconfiguration\x18\x04 \x01(\x0b\x32\x1b.fleet.v1.ConfigurationFileH\x00\x42\n\n\x08taken_by\"0\n\x11\x43onfigurationFile\x12\x0e\n\x06option\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\">\n\x0cMetricsProbe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08\x63ounters\x18\x02 \x03(\t\x12\x0e\n\x06gauges\x18\x03 \x03(\t\"T\n\x07ToolRun\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\x02 \x03(\t\x12\x15\n\rlimit_seconds\x18\x03 \x01(\x01\"U\n\x0eReadinessProbe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x1b\n\x13start_limit_seconds\x18\x02 \x01(\x01\x12\x18\n\x10interval_seconds\x18\x03 \x01(\x01\"\x8d\x05\n\rServiceStatus\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.fleet.v1.ServiceState\x12\'\n\x07\x64\x65sired\x18\x03 \x01(\x0e\x32\x16.fleet.v1.DesiredState\x12/\n\x07process\x18\x04 \x01(\x0b\x32\x19.fleet.v1.ProcessIdentityH\x00\x88\x01\x01\x12\x1c\n\x0fstarted_unix_ms\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rready_unix_ms\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x10\n\x08restarts\x18\x07 \x01(\r\x12\'\n\x07problem\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x03\x88\x01\x01\x12\x1b\n\x0eresident_bytes\x18\t \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10gpu_memory_bytes\x18\n \x01(\x04H\x05\x88\x01\x01\x12\x1f\n\x12next_start_unix_ms\x18\x0b \x01(\x03H\x06\x88\x01\x01\x12\x13\n\x0bspec_digest\x18\x0c \x01(\t\x12\x1b\n\x0elast_exit_code\x18\r \x01(\x05H\x07\x88\x01\x01\x12\x0c\n\x04\x61rgv\x18\x0e \x03(\t\x12\x1e\n\x11tokens_per_second\x18\x0f \x01(\x01H\x08\x88\x01\x01\x42\n\n\x08_processB\x12\n\x10_started_unix_msB\x10\n\x0e_ready_unix_msB\n\n\x08_problemB\x11\n\x0f_resident_bytesB\x13\n\x11_gpu_memory_bytesB\x15\n\x13_next_start_unix_msB\x11\n\x0f_last_exit_codeB\x14\n\x12_tokens_per_second\":\n\x13\x41pplyServiceRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.fleet.v1.ServiceSpec\"I\n\x12StopServiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rgrace_seconds\x18\x02 \x01(\x01\x12\x0e\n\x06remove\x18\x03 \x01(\x08\",\n\x13ListServicesRequest\x12\x15\n\rmeasure_rates\x18\x01 \x01(\x08\">\n\x11ListServicesReply\x12)\n\x08services\x18\x01 \x03(\x0b\x32\x17.fleet.v1.ServiceStatus\"#\n\x13WatchServiceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x0eReadLogRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x12\n\ntail_lines\x18\x02 \x01(\r\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x18\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*\xd3\x01\n\x0cServiceState\x12\x1d\n\x19SERVICE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SERVICE_STATE_STARTING\x10\x01\x12\x17\n\x13SERVICE_STATE_READY\x10\x02\x12\x1b\n\x17SERVICE_STATE_UNHEALTHY\x10\x03\x12\x1d\n\x19SERVICE_STATE_BACKING_OFF\x10\x04\x12\x19\n\x15SERVICE_STATE_STOPPED\x10\x05\x12\x18\n\x14SERVICE_STATE_FAILED\x10\x06*c\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45SIRED_STATE_RUNNING\x10\x01\x12\x19\n\x15\x44\x45SIRED_STATE_STOPPED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet_proto.v1.services_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVICESTATE']._serialized_start=1564
-  _globals['_SERVICESTATE']._serialized_end=1775
-  _globals['_DESIREDSTATE']._serialized_start=1777
-  _globals['_DESIREDSTATE']._serialized_end=1876
+  _globals['_SERVICESTATE']._serialized_start=2187
+  _globals['_SERVICESTATE']._serialized_end=2398
+  _globals['_DESIREDSTATE']._serialized_start=2400
+  _globals['_DESIREDSTATE']._serialized_end=2499
   _globals['_SERVICESPEC']._serialized_start=100
-  _globals['_SERVICESPEC']._serialized_end=516
-  _globals['_READINESSPROBE']._serialized_start=518
-  _globals['_READINESSPROBE']._serialized_end=603
-  _globals['_SERVICESTATUS']._serialized_start=606
-  _globals['_SERVICESTATUS']._serialized_end=1205
-  _globals['_APPLYSERVICEREQUEST']._serialized_start=1207
-  _globals['_APPLYSERVICEREQUEST']._serialized_end=1265
-  _globals['_STOPSERVICEREQUEST']._serialized_start=1267
-  _globals['_STOPSERVICEREQUEST']._serialized_end=1340
-  _globals['_LISTSERVICESREQUEST']._serialized_start=1342
-  _globals['_LISTSERVICESREQUEST']._serialized_end=1363
-  _globals['_LISTSERVICESREPLY']._serialized_start=1365
-  _globals['_LISTSERVICESREPLY']._serialized_end=1427
-  _globals['_WATCHSERVICEREQUEST']._serialized_start=1429
-  _globals['_WATCHSERVICEREQUEST']._serialized_end=1464
-  _globals['_READLOGREQUEST']._serialized_start=1466
-  _globals['_READLOGREQUEST']._serialized_end=1535
-  _globals['_LOGCHUNK']._serialized_start=1537
-  _globals['_LOGCHUNK']._serialized_end=1561
+  _globals['_SERVICESPEC']._serialized_end=723
+  _globals['_APIKEY']._serialized_start=726
+  _globals['_APIKEY']._serialized_end=862
+  _globals['_CONFIGURATIONFILE']._serialized_start=864
+  _globals['_CONFIGURATIONFILE']._serialized_end=912
+  _globals['_METRICSPROBE']._serialized_start=914
+  _globals['_METRICSPROBE']._serialized_end=976
+  _globals['_TOOLRUN']._serialized_start=978
+  _globals['_TOOLRUN']._serialized_end=1062
+  _globals['_READINESSPROBE']._serialized_start=1064
+  _globals['_READINESSPROBE']._serialized_end=1149
+  _globals['_SERVICESTATUS']._serialized_start=1152
+  _globals['_SERVICESTATUS']._serialized_end=1805
+  _globals['_APPLYSERVICEREQUEST']._serialized_start=1807
+  _globals['_APPLYSERVICEREQUEST']._serialized_end=1865
+  _globals['_STOPSERVICEREQUEST']._serialized_start=1867
+  _globals['_STOPSERVICEREQUEST']._serialized_end=1940
+  _globals['_LISTSERVICESREQUEST']._serialized_start=1942
+  _globals['_LISTSERVICESREQUEST']._serialized_end=1986
+  _globals['_LISTSERVICESREPLY']._serialized_start=1988
+  _globals['_LISTSERVICESREPLY']._serialized_end=2050
+  _globals['_WATCHSERVICEREQUEST']._serialized_start=2052
+  _globals['_WATCHSERVICEREQUEST']._serialized_end=2087
+  _globals['_READLOGREQUEST']._serialized_start=2089
+  _globals['_READLOGREQUEST']._serialized_end=2158
+  _globals['_LOGCHUNK']._serialized_start=2160
+  _globals['_LOGCHUNK']._serialized_end=2184
 # @@protoc_insertion_point(module_scope)

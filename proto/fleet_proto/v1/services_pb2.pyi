@@ -85,6 +85,12 @@ class ServiceSpec(_message.Message):
     PROMISED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SERVED_MODEL_NAME_FIELD_NUMBER: _builtins.int
     GPU_INDICES_FIELD_NUMBER: _builtins.int
+    API_KEY_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    BEFORE_START_FIELD_NUMBER: _builtins.int
+    AFTER_STOP_FIELD_NUMBER: _builtins.int
+    SHARED_PORT_PATH_FIELD_NUMBER: _builtins.int
+    BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"glm-4.7-flash" """
     backend: _builtins.str
@@ -103,6 +109,10 @@ class ServiceSpec(_message.Message):
     """what the plan reserved on the device; 0 = unknown"""
     served_model_name: _builtins.str
     """what a client names in "model" """
+    shared_port_path: _builtins.str
+    """the port is that of a server that several services share: taken is fine where GET of this path answers 2xx"""
+    backend_options: _builtins.str
+    """how it was asked for, canonical JSON of the deploy's own options; what a replace keeps"""
     @_builtins.property
     def tool(self) -> _jobs_pb2.ToolRef: ...
     @_builtins.property
@@ -116,6 +126,22 @@ class ServiceSpec(_message.Message):
     @_builtins.property
     def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """devices it is for; empty = CPU or all"""
+
+    @_builtins.property
+    def api_key(self) -> Global___ApiKey:
+        """absent = the server takes no key"""
+
+    @_builtins.property
+    def metrics(self) -> Global___MetricsProbe:
+        """absent = the server tells no rate"""
+
+    @_builtins.property
+    def before_start(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolRun]:
+        """in order, before every start; the first that fails fails the start"""
+
+    @_builtins.property
+    def after_stop(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolRun]:
+        """in order, once the process is gone; a failure is logged and changes nothing"""
 
     def __init__(
         self,
@@ -136,14 +162,144 @@ class ServiceSpec(_message.Message):
         promised_memory_bytes: _builtins.int = ...,
         served_model_name: _builtins.str = ...,
         gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
+        api_key: Global___ApiKey | None = ...,
+        metrics: Global___MetricsProbe | None = ...,
+        before_start: _abc.Iterable[Global___ToolRun] | None = ...,
+        after_stop: _abc.Iterable[Global___ToolRun] | None = ...,
+        shared_port_path: _builtins.str = ...,
+        backend_options: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["readiness", b"readiness", "tool", b"tool"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "metrics", b"metrics", "readiness", b"readiness", "tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "environment", b"environment", "gpu_indices", b"gpu_indices", "max_parallel", b"max_parallel", "model", b"model", "name", b"name", "port", b"port", "promised_memory_bytes", b"promised_memory_bytes", "quantization", b"quantization", "readiness", b"readiness", "served_model_name", b"served_model_name", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_stop", b"after_stop", "api_key", b"api_key", "arguments", b"arguments", "backend", b"backend", "backend_options", b"backend_options", "backend_version", b"backend_version", "before_start", b"before_start", "bind_address", b"bind_address", "context_length", b"context_length", "environment", b"environment", "gpu_indices", b"gpu_indices", "max_parallel", b"max_parallel", "metrics", b"metrics", "model", b"model", "name", b"name", "port", b"port", "promised_memory_bytes", b"promised_memory_bytes", "quantization", b"quantization", "readiness", b"readiness", "served_model_name", b"served_model_name", "shared_port_path", b"shared_port_path", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceSpec: _TypeAlias = ServiceSpec  # noqa: Y015
+
+@_typing.final
+class ApiKey(_message.Message):
+    """The key that a server asks of its clients: by reference, put there by the agent at each start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    FILE_OPTION_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """name of a secret of this host"""
+    file_option: _builtins.str
+    """"--api-key-file": followed by the path of the secret's file"""
+    environment: _builtins.str
+    """"VLLM_API_KEY": set for the process only"""
+    @_builtins.property
+    def configuration(self) -> Global___ConfigurationFile: ...
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        file_option: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        configuration: Global___ConfigurationFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "environment", b"environment", "file_option", b"file_option", "taken_by", b"taken_by"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "environment", b"environment", "file_option", b"file_option", "secret", b"secret", "taken_by", b"taken_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_taken_by: _TypeAlias = _typing.Literal["file_option", "environment", "configuration"]  # noqa: Y015
+    _WhichOneofArgType_taken_by: _TypeAlias = _typing.Literal["taken_by", b"taken_by"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_taken_by) -> _WhichOneofReturnType_taken_by | None: ...
+
+Global___ApiKey: _TypeAlias = ApiKey  # noqa: Y015
+
+@_typing.final
+class ConfigurationFile(_message.Message):
+    """A YAML file of mode 0600 with one line "<key>: <secret>", its path given with `option`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTION_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    option: _builtins.str
+    """"--config" """
+    key: _builtins.str
+    """"api-key" """
+    def __init__(
+        self,
+        *,
+        option: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "option", b"option"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigurationFile: _TypeAlias = ConfigurationFile  # noqa: Y015
+
+@_typing.final
+class MetricsProbe(_message.Message):
+    """How many tokens a second a server generates now. Of several names the first that the server knows counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    GAUGES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """"/metrics", Prometheus text; "/slots", llama-server's JSON"""
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tokens generated since the start: two readings make a rate"""
+
+    @_builtins.property
+    def gauges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tokens a second, as the server tells it"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        counters: _abc.Iterable[_builtins.str] | None = ...,
+        gauges: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "gauges", b"gauges", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricsProbe: _TypeAlias = MetricsProbe  # noqa: Y015
+
+@_typing.final
+class ToolRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    LIMIT_SECONDS_FIELD_NUMBER: _builtins.int
+    limit_seconds: _builtins.float
+    """0 = 60 s"""
+    @_builtins.property
+    def tool(self) -> _jobs_pb2.ToolRef: ...
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tool: _jobs_pb2.ToolRef | None = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        limit_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "limit_seconds", b"limit_seconds", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolRun: _TypeAlias = ToolRun  # noqa: Y015
 
 @_typing.final
 class ReadinessProbe(_message.Message):
@@ -191,6 +347,7 @@ class ServiceStatus(_message.Message):
     SPEC_DIGEST_FIELD_NUMBER: _builtins.int
     LAST_EXIT_CODE_FIELD_NUMBER: _builtins.int
     ARGV_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     state: Global___ServiceState.ValueType
     desired: Global___DesiredState.ValueType
     started_unix_ms: _builtins.int
@@ -206,6 +363,8 @@ class ServiceStatus(_message.Message):
     spec_digest: _builtins.str
     last_exit_code: _builtins.int
     """absent: not known (it was not our child)"""
+    tokens_per_second: _builtins.float
+    """generated now, over all requests; absent: not asked for, or not told"""
     @_builtins.property
     def spec(self) -> Global___ServiceSpec: ...
     @_builtins.property
@@ -235,10 +394,11 @@ class ServiceStatus(_message.Message):
         spec_digest: _builtins.str = ...,
         last_exit_code: _builtins.int | None = ...,
         argv: _abc.Iterable[_builtins.str] | None = ...,
+        tokens_per_second: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "spec", b"spec", "started_unix_ms", b"started_unix_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_tokens_per_second", b"_tokens_per_second", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "spec", b"spec", "started_unix_ms", b"started_unix_ms", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "argv", b"argv", "desired", b"desired", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "spec", b"spec", "spec_digest", b"spec_digest", "started_unix_ms", b"started_unix_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_tokens_per_second", b"_tokens_per_second", "argv", b"argv", "desired", b"desired", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "spec", b"spec", "spec_digest", b"spec_digest", "started_unix_ms", b"started_unix_ms", "state", b"state", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
@@ -256,6 +416,8 @@ class ServiceStatus(_message.Message):
     _WhichOneofArgType__resident_bytes: _TypeAlias = _typing.Literal["_resident_bytes", b"_resident_bytes"]  # noqa: Y015
     _WhichOneofReturnType__started_unix_ms: _TypeAlias = _typing.Literal["started_unix_ms"]  # noqa: Y015
     _WhichOneofArgType__started_unix_ms: _TypeAlias = _typing.Literal["_started_unix_ms", b"_started_unix_ms"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
     @_typing.overload
@@ -272,6 +434,8 @@ class ServiceStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resident_bytes) -> _WhichOneofReturnType__resident_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_unix_ms) -> _WhichOneofReturnType__started_unix_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
 
 Global___ServiceStatus: _TypeAlias = ServiceStatus  # noqa: Y015
 
@@ -328,12 +492,16 @@ Global___StopServiceRequest: _TypeAlias = StopServiceRequest  # noqa: Y015
 class ListServicesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    MEASURE_RATES_FIELD_NUMBER: _builtins.int
+    measure_rates: _builtins.bool
     def __init__(
         self,
+        *,
+        measure_rates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measure_rates", b"measure_rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

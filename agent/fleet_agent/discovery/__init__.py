@@ -1,0 +1,1 @@
+"""Model servers on this host that are not ours."""

@@ -1,0 +1,76 @@
+"""Secrets of this host: one file of mode 0600 each. They are put and used by name, and nothing ever reads one back."""
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet_agent.layout import Layout
+from fleet_agent.problem import ProblemError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+_LONGEST_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class SecretStore:
+    """The folder `secrets` of this machine, of mode 0700."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, layout: Layout) -> "SecretStore":
+        return cls(layout.machine_dir / "secrets")
+
+    def path(self, name: str) -> Path:
+        """Where the secret lies, whether or not it is there. Raises ProblemError for a name that breaks the rule."""
+        if not _NAME.match(name):
+            raise ProblemError(
+                "bad-secret-name", f"secret name {name!r} is no plain name", "correct the request", "INVALID_ARGUMENT"
+            )
+        return self.folder / name
+
+    def put(self, name: str, value: bytes) -> bool:
+        """Keeps the secret; False where exactly it was there. Raises ProblemError for one that is no single line."""
+        path = self.path(name)
+        line = value.strip()
+        if not line or len(line) > _LONGEST_BYTES or b"\n" in line or b"\0" in line:
+            raise ProblemError(
+                "bad-secret", f"the secret {name} is empty, too long or more than one line", "", "INVALID_ARGUMENT"
+            )
+        if self._present(path) == line:
+            return False
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        temporary = path.with_name(path.name + ".new~")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        return True
+
+    def read(self, name: str) -> str:
+        """The secret itself, for a process that is about to start. Raises ProblemError where it is not there."""
+        value = self._present(self.path(name))
+        if value is None:
+            raise ProblemError("no-secret", f"the secret {name} is not on this host", "deploy again: it is put there")
+        return value.decode()
+
+    def remove(self, name: str) -> bool:
+        try:
+            self.path(name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @staticmethod
+    def _present(path: Path) -> bytes | None:
+        try:
+            return path.read_bytes().strip()
+        except FileNotFoundError:
+            return None
