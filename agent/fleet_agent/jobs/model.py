@@ -158,6 +158,41 @@ class ChatProbeStep:
     api_key_file: str = ""
 
 
+@dataclass(frozen=True)
+class DeviceWatch:
+    gpu_indices: tuple[int, ...] = ()
+    idle_wait_seconds: float = 0.0
+    foreign_cpu_percent: float = 0.0
+    interval_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BenchServer:
+    tool: ToolRef = ToolRef()
+    arguments: tuple[str, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    readiness_path: str = ""
+    start_limit_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class BenchStep:
+    tool: ToolRef = ToolRef()
+    arguments: tuple[str, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    stall_seconds: float = 0.0
+    watch: DeviceWatch = DeviceWatch()
+    server: BenchServer | None = None
+    warmup_arguments: tuple[str, ...] = ()
+    warmup_limit: int = 0
+    mark: str = ""
+    pause_services: bool = False
+    service: str = ""
+    measured_port: int = 0
+    artifact_paths: tuple[str, ...] = ()
+    repeats: int = 0
+
+
 StepKind = (
     PythonEnvironmentStep
     | GitCheckoutStep
@@ -169,6 +204,7 @@ StepKind = (
     | RunToolStep
     | HealthProbeStep
     | ChatProbeStep
+    | BenchStep
 )
 
 
@@ -187,6 +223,7 @@ class Step:
     run_tool: RunToolStep | None = None
     health_probe: HealthProbeStep | None = None
     chat_probe: ChatProbeStep | None = None
+    bench: BenchStep | None = None
 
     @property
     def kind(self) -> StepKind:

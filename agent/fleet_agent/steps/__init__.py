@@ -29,6 +29,7 @@ MODULES: dict[type[Any], str] = {
     model.RunToolStep: "run_tool",
     model.HealthProbeStep: "health_probe",
     model.ChatProbeStep: "chat_probe",
+    model.BenchStep: "bench",
 }
 
 

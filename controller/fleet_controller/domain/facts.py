@@ -132,6 +132,16 @@ class ProbeReport(Frozen):
     detail: str = ""
 
 
+class DeviceLease(Frozen):
+    """A bench that has devices for itself; no index = the whole host."""
+
+    gpu_indices: tuple[int, ...] = ()
+    owner: str = ""
+    title: str = ""
+    since_unix_ms: int = 0
+    paused_services: tuple[str, ...] = ()
+
+
 class HostFacts(Frozen):
     machine_id: str = ""
     hostname: str = ""
@@ -147,3 +157,4 @@ class HostFacts(Frozen):
     probes: tuple[ProbeReport, ...] = ()
     taken_unix_ms: int = 0
     tools: tuple[ToolFacts, ...] = ()
+    leases: tuple[DeviceLease, ...] = ()

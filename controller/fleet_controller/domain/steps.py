@@ -104,6 +104,38 @@ class ChatProbeStep(Frozen):
     api_key_file: str = ""
 
 
+class DeviceWatch(Frozen):
+    gpu_indices: tuple[int, ...] = ()
+    idle_wait_seconds: float = 60.0
+    foreign_cpu_percent: float = 30.0
+    interval_seconds: float = 1.0
+
+
+class BenchServer(Frozen):
+    tool: ToolRef
+    arguments: tuple[str, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    readiness_path: str = "/health"
+    start_limit_seconds: float = 300.0
+
+
+class BenchStep(Frozen):
+    tool: ToolRef
+    arguments: tuple[str, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    stall_seconds: float = 0.0
+    watch: DeviceWatch = DeviceWatch()
+    server: BenchServer | None = None
+    warmup_arguments: tuple[str, ...] = ()
+    warmup_limit: int = 0
+    mark: str = ""
+    pause_services: bool = False
+    service: str = ""
+    measured_port: int = 0
+    artifact_paths: tuple[str, ...] = ()
+    repeats: int = 3
+
+
 class Step(Frozen):
     """Exactly one kind is set."""
 
@@ -118,6 +150,7 @@ class Step(Frozen):
     run_tool: RunToolStep | None = None
     health_probe: HealthProbeStep | None = None
     chat_probe: ChatProbeStep | None = None
+    bench: BenchStep | None = None
 
 
 class JobSpec(Frozen):

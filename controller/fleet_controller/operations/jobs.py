@@ -25,6 +25,7 @@ STAGES = {
     "run_tool": "run",
     "health_probe": "probe",
     "chat_probe": "smoke",
+    "bench": "bench",
 }
 
 

@@ -117,6 +117,33 @@ PLAN_ACTION_FAIL: PlanAction.ValueType  # 5
 """host down or facts missing"""
 Global___PlanAction: _TypeAlias = PlanAction  # noqa: Y015
 
+class _CellAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CellActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CellAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CELL_ACTION_UNSPECIFIED: _CellAction.ValueType  # 0
+    CELL_ACTION_RUN: _CellAction.ValueType  # 1
+    CELL_ACTION_SKIP: _CellAction.ValueType  # 2
+    """measured already under the same fingerprint"""
+    CELL_ACTION_REFUSE: _CellAction.ValueType  # 3
+    """does not fit, busy, or policy"""
+    CELL_ACTION_FAIL: _CellAction.ValueType  # 4
+    """host down, or it cannot be measured so"""
+
+class CellAction(_CellAction, metaclass=_CellActionEnumTypeWrapper): ...
+
+CELL_ACTION_UNSPECIFIED: CellAction.ValueType  # 0
+CELL_ACTION_RUN: CellAction.ValueType  # 1
+CELL_ACTION_SKIP: CellAction.ValueType  # 2
+"""measured already under the same fingerprint"""
+CELL_ACTION_REFUSE: CellAction.ValueType  # 3
+"""does not fit, busy, or policy"""
+CELL_ACTION_FAIL: CellAction.ValueType  # 4
+"""host down, or it cannot be measured so"""
+Global___CellAction: _TypeAlias = CellAction  # noqa: Y015
+
 @_typing.final
 class HostSelection(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -907,32 +934,241 @@ Global___HostLogChunk: _TypeAlias = HostLogChunk  # noqa: Y015
 class BenchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REPEAT_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    WHEN_IDLE_FIELD_NUMBER: _builtins.int
+    PAUSE_SERVICES_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     GENERATION_TOKENS_FIELD_NUMBER: _builtins.int
     REPETITIONS_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    ENGINE_PATH_FIELD_NUMBER: _builtins.int
+    OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
+    backend: _builtins.str
+    """empty = all that can run it"""
+    quantization: _builtins.str
+    """empty = all that fit"""
+    suite: _builtins.str
+    """"quick", "notes", "concurrency", or one of the user's; empty = quick"""
+    client: _builtins.str
+    """"llama-bench", "mlx_lm.benchmark", "llama-benchy", "vllm-bench", "sglang-bench"; empty = as the suite has it"""
+    endpoint: _builtins.str
+    """"HOST:PORT" of a server that somebody else runs"""
+    repeat: _builtins.int
+    """runs of each cell; 0 = 1"""
+    again: _builtins.bool
+    """also what is measured already"""
+    when_idle: _builtins.bool
+    """wait for as long as it takes"""
+    pause_services: _builtins.bool
     prompt_tokens: _builtins.int
+    """instead of the suite's"""
     generation_tokens: _builtins.int
     repetitions: _builtins.int
+    repository: _builtins.str
+    backend_version: _builtins.str
+    engine_path: _builtins.str
+    offline_folder: _builtins.str
+    """on the hosts: wheels; nothing is fetched for engines and clients"""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as for a deploy, or the name of a running service"""
+
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
         pattern: _builtins.str = ...,
-        prompt_tokens: _builtins.int = ...,
-        generation_tokens: _builtins.int = ...,
-        repetitions: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        suite: _builtins.str = ...,
+        client: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        repeat: _builtins.int = ...,
+        again: _builtins.bool = ...,
+        when_idle: _builtins.bool = ...,
+        pause_services: _builtins.bool = ...,
+        prompt_tokens: _builtins.int | None = ...,
+        generation_tokens: _builtins.int | None = ...,
+        repetitions: _builtins.int | None = ...,
+        repository: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        engine_path: _builtins.str = ...,
+        offline_folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "generation_tokens", b"generation_tokens", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "again", b"again", "backend", b"backend", "backend_version", b"backend_version", "client", b"client", "endpoint", b"endpoint", "engine_path", b"engine_path", "generation_tokens", b"generation_tokens", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "prompt_tokens", b"prompt_tokens", "quantization", b"quantization", "repeat", b"repeat", "repetitions", b"repetitions", "repository", b"repository", "suite", b"suite", "when_idle", b"when_idle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__generation_tokens: _TypeAlias = _typing.Literal["generation_tokens"]  # noqa: Y015
+    _WhichOneofArgType__generation_tokens: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__repetitions: _TypeAlias = _typing.Literal["repetitions"]  # noqa: Y015
+    _WhichOneofArgType__repetitions: _TypeAlias = _typing.Literal["_repetitions", b"_repetitions"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__generation_tokens) -> _WhichOneofReturnType__generation_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetitions) -> _WhichOneofReturnType__repetitions | None: ...
+
+Global___BenchRequest: _TypeAlias = BenchRequest  # noqa: Y015
+
+@_typing.final
+class BenchPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    suite: _builtins.str
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenchCell]: ...
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        suite: _builtins.str = ...,
+        cells: _abc.Iterable[Global___BenchCell] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation_tokens", b"generation_tokens", "model", b"model", "pattern", b"pattern", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "plan_id", b"plan_id", "suite", b"suite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BenchRequest: _TypeAlias = BenchRequest  # noqa: Y015
+Global___BenchPlan: _TypeAlias = BenchPlan  # noqa: Y015
+
+@_typing.final
+class BenchCell(_message.Message):
+    """One host x model x quantization x backend x client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    CLIENT_VERSION_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    TESTS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_SECONDS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_BASIS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_IS_GUESS_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    INSTALL_NEEDED_FIELD_NUMBER: _builtins.int
+    PAUSED_SERVICES_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    cell_id: _builtins.str
+    host: _builtins.str
+    model: _builtins.str
+    quantization: _builtins.str
+    backend: _builtins.str
+    backend_version: _builtins.str
+    client: _builtins.str
+    client_version: _builtins.str
+    action: Global___CellAction.ValueType
+    reason: _builtins.str
+    runs: _builtins.int
+    """still to do"""
+    estimated_seconds: _builtins.float
+    """of all of them, with what comes before"""
+    estimate_basis: _builtins.str
+    """"as measured on ...", or "guess: ..." """
+    estimate_is_guess: _builtins.bool
+    download_bytes: _builtins.int
+    disk_bytes: _builtins.int
+    """that installs and downloads take"""
+    install_needed: _builtins.bool
+    foreign: _builtins.bool
+    """a server that somebody else runs"""
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    @_builtins.property
+    def tests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"pp1024", "tg64 @ d8192" """
+
+    @_builtins.property
+    def paused_services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedCommand]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        cell_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+        model: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        client: _builtins.str = ...,
+        client_version: _builtins.str = ...,
+        action: Global___CellAction.ValueType = ...,
+        reason: _builtins.str = ...,
+        problem: _common_pb2.Problem | None = ...,
+        tests: _abc.Iterable[_builtins.str] | None = ...,
+        runs: _builtins.int = ...,
+        estimated_seconds: _builtins.float = ...,
+        estimate_basis: _builtins.str = ...,
+        estimate_is_guess: _builtins.bool = ...,
+        download_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        install_needed: _builtins.bool = ...,
+        paused_services: _abc.Iterable[_builtins.str] | None = ...,
+        foreign: _builtins.bool = ...,
+        commands: _abc.Iterable[Global___PlannedCommand] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "cell_id", b"cell_id", "client", b"client", "client_version", b"client_version", "commands", b"commands", "disk_bytes", b"disk_bytes", "download_bytes", b"download_bytes", "estimate_basis", b"estimate_basis", "estimate_is_guess", b"estimate_is_guess", "estimated_seconds", b"estimated_seconds", "foreign", b"foreign", "host", b"host", "install_needed", b"install_needed", "model", b"model", "paused_services", b"paused_services", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "runs", b"runs", "tests", b"tests", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___BenchCell: _TypeAlias = BenchCell  # noqa: Y015
+
+@_typing.final
+class RunBenchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunBenchRequest: _TypeAlias = RunBenchRequest  # noqa: Y015
 
 @_typing.final
 class ListResultsRequest(_message.Message):

@@ -87,9 +87,14 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostLogChunk.FromString,
                 _registered_method=True)
+        self.PlanBench = channel.unary_unary(
+                '/fleet.v1.Controller/PlanBench',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.BenchPlan.FromString,
+                _registered_method=True)
         self.Bench = channel.unary_stream(
                 '/fleet.v1.Controller/Bench',
-                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.RunBenchRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
                 _registered_method=True)
         self.ListResults = channel.unary_unary(
@@ -171,8 +176,15 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanBench(self, request, context):
+        """gathers facts, changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Bench(self, request, context):
-        """result rows arrive as HostEvent.json
+        """runs a plan's cells; how each ended arrives as HostEvent.json
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,9 +255,14 @@ def add_ControllerServicer_to_server(servicer, server):
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ReadLogsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostLogChunk.SerializeToString,
             ),
+            'PlanBench': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanBench,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.BenchPlan.SerializeToString,
+            ),
             'Bench': grpc.unary_stream_rpc_method_handler(
                     servicer.Bench,
-                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.FromString,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.RunBenchRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
             ),
             'ListResults': grpc.unary_unary_rpc_method_handler(
@@ -542,6 +559,33 @@ class Controller:
             _registered_method=True)
 
     @staticmethod
+    def PlanBench(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/PlanBench',
+            fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.BenchPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Bench(request,
             target,
             options=(),
@@ -556,7 +600,7 @@ class Controller:
             request,
             target,
             '/fleet.v1.Controller/Bench',
-            fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.RunBenchRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
             options,
             channel_credentials,

@@ -48,8 +48,10 @@ class ControllerStub:
     ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]
     StopServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
-    Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]
-    """result rows arrive as HostEvent.json"""
+    PlanBench: _grpc.UnaryUnaryMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.BenchPlan]
+    """gathers facts, changes nothing"""
+    Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]
+    """runs a plan's cells; how each ended arrives as HostEvent.json"""
     ListResults: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]
 
@@ -72,8 +74,10 @@ class ControllerAsyncStub(ControllerStub):
     ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]  # type: ignore[assignment]
     StopServices: _aio.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
-    Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
-    """result rows arrive as HostEvent.json"""
+    PlanBench: _aio.UnaryUnaryMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.BenchPlan]  # type: ignore[assignment]
+    """gathers facts, changes nothing"""
+    Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    """runs a plan's cells; how each ended arrives as HostEvent.json"""
     ListResults: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]  # type: ignore[assignment]
 
@@ -155,12 +159,20 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostLogChunk], _abc.AsyncIterator[_controller_pb2.HostLogChunk]]: ...
 
     @_abc_1.abstractmethod
-    def Bench(
+    def PlanBench(
         self,
         request: _controller_pb2.BenchRequest,
         context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.BenchPlan, _abc.Awaitable[_controller_pb2.BenchPlan]]:
+        """gathers facts, changes nothing"""
+
+    @_abc_1.abstractmethod
+    def Bench(
+        self,
+        request: _controller_pb2.RunBenchRequest,
+        context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
-        """result rows arrive as HostEvent.json"""
+        """runs a plan's cells; how each ended arrives as HostEvent.json"""
 
     @_abc_1.abstractmethod
     def ListResults(

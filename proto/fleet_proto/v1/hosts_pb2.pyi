@@ -64,6 +64,7 @@ class HostFacts(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     TAKEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     hostname: _builtins.str
     taken_unix_ms: _builtins.int
@@ -101,6 +102,10 @@ class HostFacts(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolFacts]:
         """git, cmake, ninja, nvcc, uv, ... found on PATH or in the allowlist"""
 
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceLease]:
+        """who measures on this host now"""
+
     def __init__(
         self,
         *,
@@ -118,10 +123,11 @@ class HostFacts(_message.Message):
         probes: _abc.Iterable[Global___ProbeReport] | None = ...,
         taken_unix_ms: _builtins.int = ...,
         tools: _abc.Iterable[Global___ToolFacts] | None = ...,
+        leases: _abc.Iterable[Global___DeviceLease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_apple", b"_apple", "_nvidia", b"_nvidia", "apple", b"apple", "cpu", b"cpu", "layout", b"layout", "memory", b"memory", "nvidia", b"nvidia", "system", b"system"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_apple", b"_apple", "_nvidia", b"_nvidia", "apple", b"apple", "cpu", b"cpu", "disks", b"disks", "engines", b"engines", "gpus", b"gpus", "hostname", b"hostname", "layout", b"layout", "machine_id", b"machine_id", "memory", b"memory", "nvidia", b"nvidia", "probes", b"probes", "system", b"system", "taken_unix_ms", b"taken_unix_ms", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_apple", b"_apple", "_nvidia", b"_nvidia", "apple", b"apple", "cpu", b"cpu", "disks", b"disks", "engines", b"engines", "gpus", b"gpus", "hostname", b"hostname", "layout", b"layout", "leases", b"leases", "machine_id", b"machine_id", "memory", b"memory", "nvidia", b"nvidia", "probes", b"probes", "system", b"system", "taken_unix_ms", b"taken_unix_ms", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__apple: _TypeAlias = _typing.Literal["apple"]  # noqa: Y015
     _WhichOneofArgType__apple: _TypeAlias = _typing.Literal["_apple", b"_apple"]  # noqa: Y015
@@ -133,6 +139,47 @@ class HostFacts(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__nvidia) -> _WhichOneofReturnType__nvidia | None: ...
 
 Global___HostFacts: _TypeAlias = HostFacts  # noqa: Y015
+
+@_typing.final
+class DeviceLease(_message.Message):
+    """A bench that has a device for itself. It ends with the process that holds it, however that ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_INDICES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PAUSED_SERVICES_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """job id"""
+    title: _builtins.str
+    """"bench qwen3.5-9b Q8_0" """
+    since_unix_ms: _builtins.int
+    @_builtins.property
+    def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """empty = the whole host"""
+
+    @_builtins.property
+    def paused_services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """they start again when it ends"""
+
+    def __init__(
+        self,
+        *,
+        gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
+        owner: _builtins.str = ...,
+        title: _builtins.str = ...,
+        since_unix_ms: _builtins.int = ...,
+        paused_services: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_indices", b"gpu_indices", "owner", b"owner", "paused_services", b"paused_services", "since_unix_ms", b"since_unix_ms", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceLease: _TypeAlias = DeviceLease  # noqa: Y015
 
 @_typing.final
 class SystemFacts(_message.Message):

@@ -26,61 +26,67 @@ from fleet_proto.v1 import common_pb2 as fleet__proto_dot_v1_dot_common__pb2
 from fleet_proto.v1 import artifacts_pb2 as fleet__proto_dot_v1_dot_artifacts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66leet_proto/v1/jobs.proto\x12\x08\x66leet.v1\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1e\x66leet_proto/v1/artifacts.proto\",\n\x07ToolRef\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x9a\x04\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x12python_environment\x18\x02 \x01(\x0b\x32\x1f.fleet.v1.PythonEnvironmentStepH\x00\x12\x31\n\x0cgit_checkout\x18\x03 \x01(\x0b\x32\x19.fleet.v1.GitCheckoutStepH\x00\x12\x35\n\x0esource_archive\x18\x04 \x01(\x0b\x32\x1b.fleet.v1.SourceArchiveStepH\x00\x12/\n\x0b\x63make_build\x18\x05 \x01(\x0b\x32\x18.fleet.v1.CmakeBuildStepH\x00\x12\x31\n\x0c\x61\x64opt_engine\x18\x06 \x01(\x0b\x32\x19.fleet.v1.AdoptEngineStepH\x00\x12\x31\n\x0chub_download\x18\x07 \x01(\x0b\x32\x19.fleet.v1.HubDownloadStepH\x00\x12/\n\x0bverify_file\x18\x08 \x01(\x0b\x32\x18.fleet.v1.VerifyFileStepH\x00\x12)\n\x08run_tool\x18\t \x01(\x0b\x32\x15.fleet.v1.RunToolStepH\x00\x12\x31\n\x0chealth_probe\x18\n \x01(\x0b\x32\x19.fleet.v1.HealthProbeStepH\x00\x12-\n\nchat_probe\x18\x0b \x01(\x0b\x32\x17.fleet.v1.ChatProbeStepH\x00\x42\x06\n\x04kind\"\xf2\x01\n\x15PythonEnvironmentStep\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06python\x18\x04 \x01(\t\x12\x14\n\x0crequirements\x18\x05 \x03(\t\x12\x12\n\nfind_links\x18\x06 \x03(\t\x12\x10\n\x08no_index\x18\x07 \x01(\x08\x12\x15\n\rtorch_backend\x18\x08 \x01(\t\x12\x18\n\x10\x65xtra_index_urls\x18\t \x03(\t\x12\x11\n\toverrides\x18\n \x03(\t\x12\x12\n\nprerelease\x18\x0b \x01(\x08\"?\n\x0fGitCheckoutStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x12\n\nsource_key\x18\x03 \x01(\t\"\x98\x01\n\x11SourceArchiveStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cpython_sdist\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x18\n\x10strip_components\x18\x05 \x01(\r\x12\x14\n\x0csubdirectory\x18\x06 \x01(\t\x12\x12\n\nsource_key\x18\x07 \x01(\t\"\x9e\x01\n\x0e\x43makeBuildStep\x12\x12\n\nsource_key\x18\x01 \x01(\t\x12\x13\n\x0binstall_key\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07options\x18\x05 \x03(\t\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x10\n\x08parallel\x18\x07 \x01(\r\x12\r\n\x05ninja\x18\x08 \x01(\x08\"|\n\x0f\x41\x64optEngineStep\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08\x62inaries\x18\x05 \x03(\t\x12\x12\n\nsource_key\x18\x06 \x01(\t\"\xa5\x01\n\x0fHubDownloadStep\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12%\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x16.fleet.v1.ArtifactFile\x12\x12\n\ntoken_file\x18\x06 \x01(\t\x12\x0f\n\x07offline\x18\x07 \x01(\x08\"V\n\x0eVerifyFileStep\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\tB\r\n\x0b_size_bytes\"\xbe\x01\n\x0bRunToolStep\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x15\n\rstall_seconds\x18\x04 \x01(\x01\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61pture_output\x18\x06 \x01(\x08\"7\n\x0fHealthProbeStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\"\x83\x01\n\rChatProbeStep\x12\x10\n\x08\x62\x61se_url\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x05 \x01(\x01\x12\x14\n\x0c\x61pi_key_file\x18\x06 \x01(\t\"\x96\x01\n\x07JobSpec\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x1d\n\x05steps\x18\x03 \x03(\x0b\x32\x0e.fleet.v1.Step\x12\x19\n\x11\x64isk_needed_bytes\x18\x04 \x01(\x04\x12\x32\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\"\xeb\x02\n\tJobStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.fleet.v1.JobState\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x05 \x01(\x03\x12\x1c\n\x0fstarted_unix_ms\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x1d\n\x10\x66inished_unix_ms\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12\'\n\x07problem\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x02\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x19\n\x0c\x63urrent_step\x18\n \x01(\tH\x03\x88\x01\x01\x12\x13\n\x0bspec_digest\x18\x0b \x01(\tB\x12\n\x10_started_unix_msB\x13\n\x11_finished_unix_msB\n\n\x08_problemB\x0f\n\r_current_step\"\xbc\x02\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x03\x12\x12\n\nstep_index\x18\x03 \x01(\r\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x12.fleet.v1.JobStateH\x00\x12\x16\n\x0cstep_started\x18\x05 \x01(\tH\x00\x12\x17\n\rstep_finished\x18\x06 \x01(\tH\x00\x12&\n\x08progress\x18\x07 \x01(\x0b\x32\x12.fleet.v1.ProgressH\x00\x12 \n\x03log\x18\x08 \x01(\x0b\x32\x11.fleet.v1.LogLineH\x00\x12&\n\x06result\x18\t \x01(\x0b\x32\x14.fleet.v1.StepResultH\x00\x12$\n\x07problem\x18\n \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x42\x06\n\x04kind\"S\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x12\n\x05total\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\tB\x08\n\x06_total\"\'\n\x07LogLine\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1a\n\nStepResult\x12\x0c\n\x04json\x18\x01 \x01(\t\"3\n\x10SubmitJobRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.fleet.v1.JobSpec\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"&\n\x0fListJobsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\"2\n\rListJobsReply\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.fleet.v1.JobStatus\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"9\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66leet_proto/v1/jobs.proto\x12\x08\x66leet.v1\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1e\x66leet_proto/v1/artifacts.proto\",\n\x07ToolRef\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\xc0\x04\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x12python_environment\x18\x02 \x01(\x0b\x32\x1f.fleet.v1.PythonEnvironmentStepH\x00\x12\x31\n\x0cgit_checkout\x18\x03 \x01(\x0b\x32\x19.fleet.v1.GitCheckoutStepH\x00\x12\x35\n\x0esource_archive\x18\x04 \x01(\x0b\x32\x1b.fleet.v1.SourceArchiveStepH\x00\x12/\n\x0b\x63make_build\x18\x05 \x01(\x0b\x32\x18.fleet.v1.CmakeBuildStepH\x00\x12\x31\n\x0c\x61\x64opt_engine\x18\x06 \x01(\x0b\x32\x19.fleet.v1.AdoptEngineStepH\x00\x12\x31\n\x0chub_download\x18\x07 \x01(\x0b\x32\x19.fleet.v1.HubDownloadStepH\x00\x12/\n\x0bverify_file\x18\x08 \x01(\x0b\x32\x18.fleet.v1.VerifyFileStepH\x00\x12)\n\x08run_tool\x18\t \x01(\x0b\x32\x15.fleet.v1.RunToolStepH\x00\x12\x31\n\x0chealth_probe\x18\n \x01(\x0b\x32\x19.fleet.v1.HealthProbeStepH\x00\x12-\n\nchat_probe\x18\x0b \x01(\x0b\x32\x17.fleet.v1.ChatProbeStepH\x00\x12$\n\x05\x62\x65nch\x18\x0c \x01(\x0b\x32\x13.fleet.v1.BenchStepH\x00\x42\x06\n\x04kind\"\xf2\x01\n\x15PythonEnvironmentStep\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06python\x18\x04 \x01(\t\x12\x14\n\x0crequirements\x18\x05 \x03(\t\x12\x12\n\nfind_links\x18\x06 \x03(\t\x12\x10\n\x08no_index\x18\x07 \x01(\x08\x12\x15\n\rtorch_backend\x18\x08 \x01(\t\x12\x18\n\x10\x65xtra_index_urls\x18\t \x03(\t\x12\x11\n\toverrides\x18\n \x03(\t\x12\x12\n\nprerelease\x18\x0b \x01(\x08\"?\n\x0fGitCheckoutStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x12\n\nsource_key\x18\x03 \x01(\t\"\x98\x01\n\x11SourceArchiveStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cpython_sdist\x18\x03 \x01(\t\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x18\n\x10strip_components\x18\x05 \x01(\r\x12\x14\n\x0csubdirectory\x18\x06 \x01(\t\x12\x12\n\nsource_key\x18\x07 \x01(\t\"\x9e\x01\n\x0e\x43makeBuildStep\x12\x12\n\nsource_key\x18\x01 \x01(\t\x12\x13\n\x0binstall_key\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0f\n\x07options\x18\x05 \x03(\t\x12\x0f\n\x07targets\x18\x06 \x03(\t\x12\x10\n\x08parallel\x18\x07 \x01(\r\x12\r\n\x05ninja\x18\x08 \x01(\x08\"|\n\x0f\x41\x64optEngineStep\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08\x62inaries\x18\x05 \x03(\t\x12\x12\n\nsource_key\x18\x06 \x01(\t\"\xa5\x01\n\x0fHubDownloadStep\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12%\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x16.fleet.v1.ArtifactFile\x12\x12\n\ntoken_file\x18\x06 \x01(\t\x12\x0f\n\x07offline\x18\x07 \x01(\x08\"V\n\x0eVerifyFileStep\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\tB\r\n\x0b_size_bytes\"\xbe\x01\n\x0bRunToolStep\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x15\n\rstall_seconds\x18\x04 \x01(\x01\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61pture_output\x18\x06 \x01(\x08\"\xfe\x02\n\tBenchStep\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x15\n\rstall_seconds\x18\x04 \x01(\x01\x12$\n\x05watch\x18\x05 \x01(\x0b\x32\x15.fleet.v1.DeviceWatch\x12%\n\x06server\x18\x06 \x01(\x0b\x32\x15.fleet.v1.BenchServer\x12\x18\n\x10warmup_arguments\x18\x07 \x03(\t\x12\x14\n\x0cwarmup_limit\x18\x08 \x01(\r\x12\x0c\n\x04mark\x18\t \x01(\t\x12\x16\n\x0epause_services\x18\n \x01(\x08\x12\x0f\n\x07service\x18\x0b \x01(\t\x12\x15\n\rmeasured_port\x18\x0c \x01(\r\x12\x16\n\x0e\x61rtifact_paths\x18\r \x03(\t\x12\x0f\n\x07repeats\x18\x0e \x01(\r\"t\n\x0b\x44\x65viceWatch\x12\x13\n\x0bgpu_indices\x18\x01 \x03(\r\x12\x19\n\x11idle_wait_seconds\x18\x02 \x01(\x01\x12\x1b\n\x13\x66oreign_cpu_percent\x18\x03 \x01(\x01\x12\x18\n\x10interval_seconds\x18\x04 \x01(\x01\"\xaa\x01\n\x0b\x42\x65nchServer\x12\x1f\n\x04tool\x18\x01 \x01(\x0b\x32\x11.fleet.v1.ToolRef\x12\x11\n\targuments\x18\x02 \x03(\t\x12\x32\n\x0b\x65nvironment\x18\x03 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\x12\x16\n\x0ereadiness_path\x18\x04 \x01(\t\x12\x1b\n\x13start_limit_seconds\x18\x05 \x01(\x01\"7\n\x0fHealthProbeStep\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\"\x83\x01\n\rChatProbeStep\x12\x10\n\x08\x62\x61se_url\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x17\n\x0ftimeout_seconds\x18\x05 \x01(\x01\x12\x14\n\x0c\x61pi_key_file\x18\x06 \x01(\t\"\x96\x01\n\x07JobSpec\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x1d\n\x05steps\x18\x03 \x03(\x0b\x32\x0e.fleet.v1.Step\x12\x19\n\x11\x64isk_needed_bytes\x18\x04 \x01(\x04\x12\x32\n\x0b\x65nvironment\x18\x05 \x03(\x0b\x32\x1d.fleet.v1.EnvironmentVariable\"\xeb\x02\n\tJobStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12!\n\x05state\x18\x03 \x01(\x0e\x32\x12.fleet.v1.JobState\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x05 \x01(\x03\x12\x1c\n\x0fstarted_unix_ms\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x1d\n\x10\x66inished_unix_ms\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12\'\n\x07problem\x18\x08 \x01(\x0b\x32\x11.fleet.v1.ProblemH\x02\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x19\n\x0c\x63urrent_step\x18\n \x01(\tH\x03\x88\x01\x01\x12\x13\n\x0bspec_digest\x18\x0b \x01(\tB\x12\n\x10_started_unix_msB\x13\n\x11_finished_unix_msB\n\n\x08_problemB\x0f\n\r_current_step\"\xbc\x02\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x02 \x01(\x03\x12\x12\n\nstep_index\x18\x03 \x01(\r\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x12.fleet.v1.JobStateH\x00\x12\x16\n\x0cstep_started\x18\x05 \x01(\tH\x00\x12\x17\n\rstep_finished\x18\x06 \x01(\tH\x00\x12&\n\x08progress\x18\x07 \x01(\x0b\x32\x12.fleet.v1.ProgressH\x00\x12 \n\x03log\x18\x08 \x01(\x0b\x32\x11.fleet.v1.LogLineH\x00\x12&\n\x06result\x18\t \x01(\x0b\x32\x14.fleet.v1.StepResultH\x00\x12$\n\x07problem\x18\n \x01(\x0b\x32\x11.fleet.v1.ProblemH\x00\x42\x06\n\x04kind\"S\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x04\x12\x12\n\x05total\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\tB\x08\n\x06_total\"\'\n\x07LogLine\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1a\n\nStepResult\x12\x0c\n\x04json\x18\x01 \x01(\t\"3\n\x10SubmitJobRequest\x12\x1f\n\x04spec\x18\x01 \x01(\x0b\x32\x11.fleet.v1.JobSpec\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"&\n\x0fListJobsRequest\x12\x13\n\x0b\x61\x63tive_only\x18\x01 \x01(\x08\"2\n\rListJobsReply\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.fleet.v1.JobStatus\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"9\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet_proto.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=3345
-  _globals['_JOBSTATE']._serialized_end=3499
+  _globals['_JOBSTATE']._serialized_start=4059
+  _globals['_JOBSTATE']._serialized_end=4213
   _globals['_TOOLREF']._serialized_start=100
   _globals['_TOOLREF']._serialized_end=144
   _globals['_STEP']._serialized_start=147
-  _globals['_STEP']._serialized_end=685
-  _globals['_PYTHONENVIRONMENTSTEP']._serialized_start=688
-  _globals['_PYTHONENVIRONMENTSTEP']._serialized_end=930
-  _globals['_GITCHECKOUTSTEP']._serialized_start=932
-  _globals['_GITCHECKOUTSTEP']._serialized_end=995
-  _globals['_SOURCEARCHIVESTEP']._serialized_start=998
-  _globals['_SOURCEARCHIVESTEP']._serialized_end=1150
-  _globals['_CMAKEBUILDSTEP']._serialized_start=1153
-  _globals['_CMAKEBUILDSTEP']._serialized_end=1311
-  _globals['_ADOPTENGINESTEP']._serialized_start=1313
-  _globals['_ADOPTENGINESTEP']._serialized_end=1437
-  _globals['_HUBDOWNLOADSTEP']._serialized_start=1440
-  _globals['_HUBDOWNLOADSTEP']._serialized_end=1605
-  _globals['_VERIFYFILESTEP']._serialized_start=1607
-  _globals['_VERIFYFILESTEP']._serialized_end=1693
-  _globals['_RUNTOOLSTEP']._serialized_start=1696
-  _globals['_RUNTOOLSTEP']._serialized_end=1886
-  _globals['_HEALTHPROBESTEP']._serialized_start=1888
-  _globals['_HEALTHPROBESTEP']._serialized_end=1943
-  _globals['_CHATPROBESTEP']._serialized_start=1946
-  _globals['_CHATPROBESTEP']._serialized_end=2077
-  _globals['_JOBSPEC']._serialized_start=2080
-  _globals['_JOBSPEC']._serialized_end=2230
-  _globals['_JOBSTATUS']._serialized_start=2233
-  _globals['_JOBSTATUS']._serialized_end=2596
-  _globals['_JOBEVENT']._serialized_start=2599
-  _globals['_JOBEVENT']._serialized_end=2915
-  _globals['_PROGRESS']._serialized_start=2917
-  _globals['_PROGRESS']._serialized_end=3000
-  _globals['_LOGLINE']._serialized_start=3002
-  _globals['_LOGLINE']._serialized_end=3041
-  _globals['_STEPRESULT']._serialized_start=3043
-  _globals['_STEPRESULT']._serialized_end=3069
-  _globals['_SUBMITJOBREQUEST']._serialized_start=3071
-  _globals['_SUBMITJOBREQUEST']._serialized_end=3122
-  _globals['_GETJOBREQUEST']._serialized_start=3124
-  _globals['_GETJOBREQUEST']._serialized_end=3155
-  _globals['_LISTJOBSREQUEST']._serialized_start=3157
-  _globals['_LISTJOBSREQUEST']._serialized_end=3195
-  _globals['_LISTJOBSREPLY']._serialized_start=3197
-  _globals['_LISTJOBSREPLY']._serialized_end=3247
-  _globals['_CANCELJOBREQUEST']._serialized_start=3249
-  _globals['_CANCELJOBREQUEST']._serialized_end=3283
-  _globals['_WATCHJOBREQUEST']._serialized_start=3285
-  _globals['_WATCHJOBREQUEST']._serialized_end=3342
+  _globals['_STEP']._serialized_end=723
+  _globals['_PYTHONENVIRONMENTSTEP']._serialized_start=726
+  _globals['_PYTHONENVIRONMENTSTEP']._serialized_end=968
+  _globals['_GITCHECKOUTSTEP']._serialized_start=970
+  _globals['_GITCHECKOUTSTEP']._serialized_end=1033
+  _globals['_SOURCEARCHIVESTEP']._serialized_start=1036
+  _globals['_SOURCEARCHIVESTEP']._serialized_end=1188
+  _globals['_CMAKEBUILDSTEP']._serialized_start=1191
+  _globals['_CMAKEBUILDSTEP']._serialized_end=1349
+  _globals['_ADOPTENGINESTEP']._serialized_start=1351
+  _globals['_ADOPTENGINESTEP']._serialized_end=1475
+  _globals['_HUBDOWNLOADSTEP']._serialized_start=1478
+  _globals['_HUBDOWNLOADSTEP']._serialized_end=1643
+  _globals['_VERIFYFILESTEP']._serialized_start=1645
+  _globals['_VERIFYFILESTEP']._serialized_end=1731
+  _globals['_RUNTOOLSTEP']._serialized_start=1734
+  _globals['_RUNTOOLSTEP']._serialized_end=1924
+  _globals['_BENCHSTEP']._serialized_start=1927
+  _globals['_BENCHSTEP']._serialized_end=2309
+  _globals['_DEVICEWATCH']._serialized_start=2311
+  _globals['_DEVICEWATCH']._serialized_end=2427
+  _globals['_BENCHSERVER']._serialized_start=2430
+  _globals['_BENCHSERVER']._serialized_end=2600
+  _globals['_HEALTHPROBESTEP']._serialized_start=2602
+  _globals['_HEALTHPROBESTEP']._serialized_end=2657
+  _globals['_CHATPROBESTEP']._serialized_start=2660
+  _globals['_CHATPROBESTEP']._serialized_end=2791
+  _globals['_JOBSPEC']._serialized_start=2794
+  _globals['_JOBSPEC']._serialized_end=2944
+  _globals['_JOBSTATUS']._serialized_start=2947
+  _globals['_JOBSTATUS']._serialized_end=3310
+  _globals['_JOBEVENT']._serialized_start=3313
+  _globals['_JOBEVENT']._serialized_end=3629
+  _globals['_PROGRESS']._serialized_start=3631
+  _globals['_PROGRESS']._serialized_end=3714
+  _globals['_LOGLINE']._serialized_start=3716
+  _globals['_LOGLINE']._serialized_end=3755
+  _globals['_STEPRESULT']._serialized_start=3757
+  _globals['_STEPRESULT']._serialized_end=3783
+  _globals['_SUBMITJOBREQUEST']._serialized_start=3785
+  _globals['_SUBMITJOBREQUEST']._serialized_end=3836
+  _globals['_GETJOBREQUEST']._serialized_start=3838
+  _globals['_GETJOBREQUEST']._serialized_end=3869
+  _globals['_LISTJOBSREQUEST']._serialized_start=3871
+  _globals['_LISTJOBSREQUEST']._serialized_end=3909
+  _globals['_LISTJOBSREPLY']._serialized_start=3911
+  _globals['_LISTJOBSREPLY']._serialized_end=3961
+  _globals['_CANCELJOBREQUEST']._serialized_start=3963
+  _globals['_CANCELJOBREQUEST']._serialized_end=3997
+  _globals['_WATCHJOBREQUEST']._serialized_start=3999
+  _globals['_WATCHJOBREQUEST']._serialized_end=4056
 # @@protoc_insertion_point(module_scope)

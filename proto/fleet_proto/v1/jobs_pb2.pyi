@@ -87,6 +87,7 @@ class Step(_message.Message):
     RUN_TOOL_FIELD_NUMBER: _builtins.int
     HEALTH_PROBE_FIELD_NUMBER: _builtins.int
     CHAT_PROBE_FIELD_NUMBER: _builtins.int
+    BENCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """shown to the user"""
     @_builtins.property
@@ -109,6 +110,8 @@ class Step(_message.Message):
     def health_probe(self) -> Global___HealthProbeStep: ...
     @_builtins.property
     def chat_probe(self) -> Global___ChatProbeStep: ...
+    @_builtins.property
+    def bench(self) -> Global___BenchStep: ...
     def __init__(
         self,
         *,
@@ -123,12 +126,13 @@ class Step(_message.Message):
         run_tool: Global___RunToolStep | None = ...,
         health_probe: Global___HealthProbeStep | None = ...,
         chat_probe: Global___ChatProbeStep | None = ...,
+        bench: Global___BenchStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -472,6 +476,162 @@ class RunToolStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunToolStep: _TypeAlias = RunToolStep  # noqa: Y015
+
+@_typing.final
+class BenchStep(_message.Message):
+    """Measures with one program while nothing else uses the device: takes a lease on it, waits until it is idle, samples it
+    once a second, and throws away a run in which somebody else computed there, or the device slowed itself down.
+    In arguments "{port}", "{base_url}", "{book_url}", "{result_file}" and "{progress_file}" stand for what the agent fills
+    in: of the server, of a text that it serves, and of two files that come back in the result.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    STALL_SECONDS_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    WARMUP_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    WARMUP_LIMIT_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
+    PAUSE_SERVICES_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    MEASURED_PORT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_PATHS_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
+    stall_seconds: _builtins.float
+    """no output and no CPU time for that long = stalled; 0 = no stall timer"""
+    warmup_limit: _builtins.int
+    """runs of it at most"""
+    mark: _builtins.str
+    """lines of stderr that hold this text come back with their times; empty = none"""
+    pause_services: _builtins.bool
+    """services of ours on the device are stopped and come back; else they are "busy" """
+    service: _builtins.str
+    """a service of this host that may be there: it is what is measured"""
+    measured_port: _builtins.int
+    """port of a server that is measured and is not ours; 0 = none"""
+    repeats: _builtins.int
+    """of a contaminated run, at most"""
+    @_builtins.property
+    def tool(self) -> Global___ToolRef: ...
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def environment(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.EnvironmentVariable]:
+        """allowlisted keys only"""
+
+    @_builtins.property
+    def watch(self) -> Global___DeviceWatch: ...
+    @_builtins.property
+    def server(self) -> Global___BenchServer:
+        """absent: the program needs none of ours"""
+
+    @_builtins.property
+    def warmup_arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the same program, before: until its wall time is stable; empty = none"""
+
+    @_builtins.property
+    def artifact_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """files or folders whose size and sha256 come back"""
+
+    def __init__(
+        self,
+        *,
+        tool: Global___ToolRef | None = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Iterable[_common_pb2.EnvironmentVariable] | None = ...,
+        stall_seconds: _builtins.float = ...,
+        watch: Global___DeviceWatch | None = ...,
+        server: Global___BenchServer | None = ...,
+        warmup_arguments: _abc.Iterable[_builtins.str] | None = ...,
+        warmup_limit: _builtins.int = ...,
+        mark: _builtins.str = ...,
+        pause_services: _builtins.bool = ...,
+        service: _builtins.str = ...,
+        measured_port: _builtins.int = ...,
+        artifact_paths: _abc.Iterable[_builtins.str] | None = ...,
+        repeats: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "tool", b"tool", "watch", b"watch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "server", b"server", "service", b"service", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchStep: _TypeAlias = BenchStep  # noqa: Y015
+
+@_typing.final
+class DeviceWatch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_INDICES_FIELD_NUMBER: _builtins.int
+    IDLE_WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    FOREIGN_CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
+    idle_wait_seconds: _builtins.float
+    """how long to wait for idle, for each run"""
+    foreign_cpu_percent: _builtins.float
+    """of one core: more of it by a process that is not ours is contamination on a host without GPU"""
+    interval_seconds: _builtins.float
+    """0 = 1 s"""
+    @_builtins.property
+    def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """devices that the lease and the watch are for; empty = the whole host"""
+
+    def __init__(
+        self,
+        *,
+        gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
+        idle_wait_seconds: _builtins.float = ...,
+        foreign_cpu_percent: _builtins.float = ...,
+        interval_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["foreign_cpu_percent", b"foreign_cpu_percent", "gpu_indices", b"gpu_indices", "idle_wait_seconds", b"idle_wait_seconds", "interval_seconds", b"interval_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceWatch: _TypeAlias = DeviceWatch  # noqa: Y015
+
+@_typing.final
+class BenchServer(_message.Message):
+    """A model server for this measurement only: a child of the job, on a free loopback port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    READINESS_PATH_FIELD_NUMBER: _builtins.int
+    START_LIMIT_SECONDS_FIELD_NUMBER: _builtins.int
+    readiness_path: _builtins.str
+    start_limit_seconds: _builtins.float
+    @_builtins.property
+    def tool(self) -> Global___ToolRef: ...
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def environment(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.EnvironmentVariable]: ...
+    def __init__(
+        self,
+        *,
+        tool: Global___ToolRef | None = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Iterable[_common_pb2.EnvironmentVariable] | None = ...,
+        readiness_path: _builtins.str = ...,
+        start_limit_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "environment", b"environment", "readiness_path", b"readiness_path", "start_limit_seconds", b"start_limit_seconds", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchServer: _TypeAlias = BenchServer  # noqa: Y015
 
 @_typing.final
 class HealthProbeStep(_message.Message):
