@@ -217,7 +217,7 @@ async def _parts(
             CoreCalls(layout, stop),
             facts,
             JobCalls(jobs),
-            ServiceCalls(services),
+            ServiceCalls(services, SecretStore.of(layout)),
             EngineCalls(layout, services),
             SecretCalls(SecretStore.of(layout)),
             ServerCalls(services),

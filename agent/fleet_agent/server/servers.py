@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fleet_agent.discovery.servers import ForeignServer, find_servers
+from fleet_agent.discovery.servers import ForeignServer, OwnServers, find_servers
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_proto.v1 import agent_pb2
 
@@ -12,9 +12,17 @@ class ServerCalls:
         self._services = services
 
     async def FindServers(self, request: agent_pb2.FindServersRequest, context: Any) -> agent_pb2.FindServersReply:
-        own = {status.spec.port for status in self._services.list() if status.process is not None}
-        servers = await find_servers(tuple(request.ports), own)
+        servers = await find_servers(tuple(request.ports), self._own())
         return agent_pb2.FindServersReply(servers=[_message(server) for server in servers])
+
+    def _own(self) -> OwnServers:
+        """A stopped service owns nothing: who has its port now is foreign."""
+        running = [status.spec for status in self._services.list() if status.process is not None]
+        return OwnServers(
+            pids=self._services.own_pids(),
+            ports=frozenset(spec.port for spec in running if not spec.shared_port_path),
+            shared_ports=frozenset(spec.port for spec in running if spec.shared_port_path),
+        )
 
 
 def _message(server: ForeignServer) -> agent_pb2.ForeignServer:
@@ -27,4 +35,5 @@ def _message(server: ForeignServer) -> agent_pb2.ForeignServer:
         user=server.user,
         command=server.command,
         needs_key=server.needs_key,
+        address=server.address,
     )

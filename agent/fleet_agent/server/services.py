@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fleet_agent.secrets import SecretStore
 from fleet_agent.services.model import (
     DEFAULT_INTERVAL_SECONDS,
     DEFAULT_START_LIMIT_SECONDS,
@@ -17,6 +18,7 @@ from fleet_agent.services.model import (
     ToolReference,
     ToolRun,
 )
+from fleet_agent.services.rates import with_rates
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_proto.v1 import common_pb2, jobs_pb2, services_pb2
 
@@ -39,8 +41,9 @@ _DESIRED = {
 class ServiceCalls:
     """The calls about services."""
 
-    def __init__(self, supervisor: ServiceSupervisor) -> None:
+    def __init__(self, supervisor: ServiceSupervisor, secrets: SecretStore) -> None:
         self._supervisor = supervisor
+        self._secrets = secrets
 
     async def ApplyService(self, request: services_pb2.ApplyServiceRequest, context: Any) -> services_pb2.ServiceStatus:
         return status_to_wire(await self._supervisor.apply(spec_from_wire(request.spec)))
@@ -51,7 +54,10 @@ class ServiceCalls:
     async def ListServices(
         self, request: services_pb2.ListServicesRequest, context: Any
     ) -> services_pb2.ListServicesReply:
-        return services_pb2.ListServicesReply(services=[status_to_wire(status) for status in self._supervisor.list()])
+        statuses = self._supervisor.list()
+        if request.measure_rates:
+            statuses = await with_rates(statuses, self._secrets)
+        return services_pb2.ListServicesReply(services=[status_to_wire(status) for status in statuses])
 
     async def WatchService(
         self, request: services_pb2.WatchServiceRequest, context: Any

@@ -162,6 +162,11 @@ class ServiceSupervisor:
         """The servers' top processes: what of this host's processes is ours."""
         return tuple(s.record.process for s in self._services.values() if s.record.process is not None)
 
+    def own_pids(self) -> frozenset[int]:
+        """Every running process of every service, also of those whose journal is damaged."""
+        damaged = (one.pid for status in self._damaged.statuses() for one in self._damaged.members(status.spec.name))
+        return frozenset((*self._all_pids(), *damaged))
+
     # --- inner ---
 
     def _lock(self, name: str) -> asyncio.Lock:

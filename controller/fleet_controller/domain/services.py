@@ -113,3 +113,4 @@ class ForeignServer(Frozen):
     user: str = ""
     command: str = ""
     needs_key: bool = False
+    address: str = ""

@@ -142,6 +142,7 @@ class ForeignServer(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     NEEDS_KEY_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     port: _builtins.int
     backend: _builtins.str
     """as it identifies itself: "llama.cpp", "vllm", "sglang", "lm-studio", "mlx-lm", "ollama"; empty = unknown"""
@@ -153,6 +154,8 @@ class ForeignServer(_message.Message):
     """program name"""
     needs_key: _builtins.bool
     """it answered 401 or 403"""
+    address: _builtins.str
+    """where it is reached from this host, mostly 127.0.0.1"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ids of /v1/models"""
@@ -168,10 +171,11 @@ class ForeignServer(_message.Message):
         user: _builtins.str = ...,
         command: _builtins.str = ...,
         needs_key: _builtins.bool = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "pid", b"pid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "backend", b"backend", "command", b"command", "models", b"models", "needs_key", b"needs_key", "pid", b"pid", "port", b"port", "user", b"user", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pid", b"_pid", "address", b"address", "backend", b"backend", "command", b"command", "models", b"models", "needs_key", b"needs_key", "pid", b"pid", "port", b"port", "user", b"user", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
     _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
