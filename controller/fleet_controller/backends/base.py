@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+from fleet_controller.backends.options import EngineOptions
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
-from fleet_controller.domain.services import ReadinessProbe
+from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import Step, ToolRef
 
 
@@ -27,17 +28,22 @@ class BackendError(Exception):
 class InstallRequest(Frozen):
     """`version` in the backend's own forms, empty = the pin; `engine_path` = a folder of binaries to adopt.
 
-    `requirements` are packages that a model needs beside a Python backend.
+    `requirements` are packages that a model needs beside a Python backend. `offline_folder`: an absolute folder on the
+    host with wheels, source or release archives; nothing is fetched for the engine then.
     """
 
     version: str = ""
     engine_path: str = ""
     gpus: tuple[GpuFacts, ...] = ()
     requirements: tuple[str, ...] = ()
+    offline_folder: str = ""
 
 
 class Installation(Frozen):
-    """One install of a backend on one host. `steps` is empty where it is there already."""
+    """One install of a backend on one host. `steps` is empty where it is there already.
+
+    `flags` are the options that this very build lists in its `--help`; empty = not known.
+    """
 
     backend: str
     version: str
@@ -45,10 +51,14 @@ class Installation(Frozen):
     steps: tuple[Step, ...] = ()
     disk_bytes: int = 0
     warnings: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 class ServeOptions(Frozen):
-    """`context_tokens` is what one request may use; `max_parallel` 0 = the backend's default; `devices` = GPUs."""
+    """`context_tokens` is what one request may use; `max_parallel` 0 = the backend's default; `devices` = GPUs.
+
+    `projector_path` is the multimodal projector's file, "" = without; `cache_bytes` what the plan has for the KV cache.
+    """
 
     model_name: str
     model_path: str
@@ -61,14 +71,21 @@ class ServeOptions(Frozen):
     weights_bytes: int = 0
     hf_home: str = ""
     devices: int = 0
+    engine: EngineOptions = EngineOptions()
+    projector_path: str = ""
+    cache_bytes: int = 0
 
 
 class ServeCommand(Frozen):
+    """`left_out` are the optional words that the installed build does not know; `metrics` None = it tells no rate."""
+
     tool: ToolRef
     arguments: tuple[str, ...]
     environment: tuple[EnvironmentVariable, ...] = ()
     readiness: ReadinessProbe = ReadinessProbe()
     served_model_name: str = ""
+    metrics: MetricsProbe | None = None
+    left_out: tuple[tuple[str, ...], ...] = ()
 
 
 class Preallocation(Frozen):
@@ -82,13 +99,17 @@ class Preallocation(Frozen):
 
 
 class MemoryUse(Frozen):
-    """How a backend spends memory: over how many sequences recurrent state is kept, and what it reserves per device."""
+    """How a backend spends memory: over how many sequences recurrent state is kept, and what it reserves per device.
+
+    `bytes_per_cached_value` is that of the KV cache, which may be quantized.
+    """
 
     context_tokens: int
     sequences: int
     reserve_bytes_per_device: int
     context_is_enforced: bool = True
     preallocation: Preallocation | None = None
+    bytes_per_cached_value: float = 2.0
 
 
 class Backend(Protocol):
@@ -178,6 +199,13 @@ def installed(facts: HostFacts, key: str) -> EngineFacts | None:
     return next((engine for engine in facts.engines if engine.managed and engine.install_key == key), None)
 
 
+@runtime_checkable
+class HasVariants(Protocol):
+    """The trait of backends of which some versions are of another kind: other hosts, other memory, the same name."""
+
+    def variant(self, version: str) -> Backend: ...
+
+
 def engines_of(facts: HostFacts, backend: str) -> tuple[EngineFacts, ...]:
     return tuple(engine for engine in facts.engines if engine.backend == backend)
 
@@ -185,6 +213,15 @@ def engines_of(facts: HostFacts, backend: str) -> tuple[EngineFacts, ...]:
 def hub_snapshot_dir(artifact: ModelArtifact, hf_home: str) -> str:
     """Where huggingface_hub keeps a commit: <hf_home>/hub/models--<owner>--<name>/snapshots/<commit>."""
     return f"{hf_home}/hub/models--{artifact.repository.replace('/', '--')}/snapshots/{artifact.commit}"
+
+
+def projector_path(artifact: ModelArtifact, hf_home: str) -> str:
+    """The absolute path of the multimodal projector that an artifact is used with, or ""."""
+    if artifact.projector is None or not artifact.sees:
+        return ""
+    if artifact.local_path:
+        return artifact.projector.path
+    return f"{hub_snapshot_dir(artifact, hf_home)}/{artifact.projector.path}"
 
 
 def require_rows(rows: tuple[BenchRow, ...], options: BenchOptions, tool: str) -> tuple[BenchRow, ...]:

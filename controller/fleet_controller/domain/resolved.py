@@ -14,7 +14,9 @@ class ModelArtifact(Frozen):
 
     `local_path` is a path to a .gguf file or to a folder with config.json, absolute or "./..." within a host's model
     folder; hub fields are empty then.
-    `weights_bytes` is None where nobody has seen the file yet.
+    `weights_bytes` is None where nobody has seen the file yet. `projector` is the multimodal projector that goes with
+    it (a local one by its absolute path), `sees` whether it is used: see `seeing`. `local_parts` are all files of a
+    split local model, in order.
     """
 
     format: str
@@ -27,6 +29,23 @@ class ModelArtifact(Frozen):
     local_path: str = ""
     weights_bytes: int | None = None
     shape: ModelShape | None = None
+    projector: ArtifactFile | None = None
+    sees: bool = False
+    local_parts: tuple[str, ...] = ()
+
+    def seeing(self, wanted: bool) -> "ModelArtifact":
+        """The artifact with its projector among the files, or without; ValueError where it is wanted and not there."""
+        if wanted == self.sees:
+            return self
+        if self.projector is None:
+            raise ValueError(f"{self.repository or self.local_path} has no multimodal projector (mmproj-*.gguf)")
+        projector = self.projector
+        files = tuple(file for file in self.files if file.path != projector.path)
+        if wanted and not self.local_path:
+            files = (*files, projector)
+        size = projector.size_bytes if wanted else -projector.size_bytes
+        weights_bytes = None if self.weights_bytes is None else self.weights_bytes + size
+        return self.model_copy(update={"files": files, "sees": wanted, "weights_bytes": weights_bytes})
 
     def main_file(self) -> str:
         """The file that a GGUF server is given: the first part of a split model; projectors are not models.
@@ -47,6 +66,7 @@ class BackendOverrides(Frozen):
     """What the catalog says about one model on one backend, for the version and the speculation that were asked for.
 
     `speculative` are arguments too, kept apart because a backend has a place for them; empty without speculation.
+    `environment` holds what speculation needs as well, which `speculative_environment` names.
     `requirements` must be installed with the backend, whatever version of them it asks for itself.
     """
 
@@ -57,12 +77,20 @@ class BackendOverrides(Frozen):
     tool_call_parser: str = ""
     memory_fraction: str = ""
     speculative: tuple[str, ...] = ()
+    speculative_environment: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
     known_problems: tuple[str, ...] = ()
 
+    def without_speculation(self) -> "BackendOverrides":
+        environment = tuple(item for item in self.environment if item.name not in self.speculative_environment)
+        return self.model_copy(update={"speculative": (), "environment": environment, "speculative_environment": ()})
+
 
 class ResolvedModel(Frozen):
-    """`name` becomes the service's name; `sampling` are (option, text) pairs in the order of the command line."""
+    """`name` becomes the service's name; `sampling` are (option, text) pairs in the order of the command line.
+
+    `version_overrides` are those of versions that differ, by backend and version: for a service that runs on one.
+    """
 
     name: str
     display_name: str = ""
@@ -71,7 +99,13 @@ class ResolvedModel(Frozen):
     shape: ModelShape | None = None
     artifacts: tuple[ModelArtifact, ...] = ()
     overrides: tuple[tuple[str, BackendOverrides], ...] = ()
+    version_overrides: tuple[tuple[str, str, BackendOverrides], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def overrides_for(self, backend: str) -> BackendOverrides:
         return next((found for name, found in self.overrides if name == backend), BackendOverrides())
+
+    def with_overrides(self, backend: str, overrides: BackendOverrides) -> "ResolvedModel":
+        """The model with other overrides for one backend."""
+        others = tuple(pair for pair in self.overrides if pair[0] != backend)
+        return self.model_copy(update={"overrides": (*others, (backend, overrides))})

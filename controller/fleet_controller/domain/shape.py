@@ -1,5 +1,7 @@
 """What of a model's architecture decides how much memory a context takes."""
 
+import math
+
 from fleet_controller.domain.base import Frozen
 
 F16_BYTES = 2
@@ -49,21 +51,23 @@ class ModelShape(Frozen):
     def _values_per_layer(self) -> int:
         return self.mla_latent_length or self.kv_heads * (self.key_length + self.value_length)
 
-    def kv_bytes_per_token(self) -> int:
-        """f16 bytes that one more token of context takes. Source: llama.cpp's KV cache layout, k and v per layer."""
-        return self.kv_layers * self._values_per_layer() * F16_BYTES
+    def kv_bytes_per_token(self, bytes_per_value: float = F16_BYTES) -> int:
+        """Bytes that one more token of context takes. Source: llama.cpp's KV cache layout, k and v per layer."""
+        return math.ceil(self.kv_layers * self._values_per_layer() * bytes_per_value)
 
-    def window_bytes(self, context_tokens: int) -> int:
-        """f16 bytes of the layers with a sliding window, which never hold more than the window."""
-        return self.window_layers * self._values_per_layer() * F16_BYTES * min(context_tokens, self.window_tokens)
+    def window_bytes(self, context_tokens: int, bytes_per_value: float = F16_BYTES) -> int:
+        """Bytes of the layers with a sliding window, which never hold more than the window."""
+        values = self.window_layers * self._values_per_layer() * min(context_tokens, self.window_tokens)
+        return math.ceil(values * bytes_per_value)
 
     def recurrent_bytes_per_sequence(self) -> int:
         """f32 bytes of recurrent state that one sequence (slot) holds, whatever its length."""
         return self.recurrent_layers * self.recurrent_values_per_layer * F32_BYTES
 
-    def kv_arithmetic(self) -> str:
+    def kv_arithmetic(self, bytes_per_value: float = F16_BYTES) -> str:
         """How kv_bytes_per_token comes about: "16 layers x 4 heads x (256 + 256) x 2 B"."""
+        size = f"{bytes_per_value:g} B"
         if self.mla_latent_length:
-            return f"{self.kv_layers} layers x {self.mla_latent_length} (MLA) x {F16_BYTES} B"
+            return f"{self.kv_layers} layers x {self.mla_latent_length} (MLA) x {size}"
         lengths = f"({self.key_length} + {self.value_length})"
-        return f"{self.kv_layers} layers x {self.kv_heads} heads x {lengths} x {F16_BYTES} B"
+        return f"{self.kv_layers} layers x {self.kv_heads} heads x {lengths} x {size}"
