@@ -83,7 +83,7 @@ def read(context: ProbeContext) -> NvidiaFacts:
 
 def read_facts(nvml: Any = None, own_pids: Collection[int] = frozenset()) -> NvidiaFacts:
     """Every device as it stands now. Raises NoData without a driver, NVML's own error where the driver is broken."""
-    with _opened(nvml) as library:
+    with opened(nvml) as library:
         raw = read_raw(library)
     return assemble(raw, process_owner, own_pids)
 
@@ -114,7 +114,8 @@ class ProcessesUnknown(Exception):
 
 
 @contextlib.contextmanager
-def _opened(nvml: Any) -> Any:
+def opened(nvml: Any = None) -> Any:
+    """NVML, open for as long as the block runs. Raises NoData without a driver, RuntimeError where it is broken."""
     if nvml is None:
         nvml = _load()
     try:

@@ -193,6 +193,8 @@ async def _parts(
 ) -> AsyncIterator[tuple[Any, ...]]:
     """The supervisors, started (they have re-adopted what runs), and the calls on them; closed at the end."""
     from fleet_agent.jobs.supervisor import JobSupervisor
+    from fleet_agent.leases.keeper import LeaseKeeper
+    from fleet_agent.leases.store import LeaseStore
     from fleet_agent.secrets import SecretStore
     from fleet_agent.server.engines import EngineCalls
     from fleet_agent.server.jobs import JobCalls
@@ -203,16 +205,21 @@ async def _parts(
 
     jobs = JobSupervisor(layout)
     services = ServiceSupervisor(layout, configuration)
+    leases = LeaseStore.of(layout)
     facts = FactsCalls(
         ProbeContext(layout, configuration),
         probes,
         own_processes=lambda: (*jobs.active_identities(), *services.active_identities()),
+        leases=leases.live,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(jobs.close)
         await jobs.start()
         stack.push_async_callback(services.close)
         await services.start()
+        keeper = LeaseKeeper(leases, services)
+        stack.push_async_callback(keeper.close)
+        await keeper.start()
         yield (
             CoreCalls(layout, stop),
             facts,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleet_agent.layout import Layout
+from fleet_agent.leases.store import Lease
 from fleet_agent.probes import PROBES
 from fleet_agent.probes.model import NvidiaFacts, Outcome, Probe, ProbeContext, ProbeResult
 from fleet_agent.probes.runner import ProbeRunner
@@ -23,17 +24,20 @@ _OUTCOMES = {
 
 
 class FactsCalls:
-    """The calls about the host itself. own_processes tells the roots of our services' and jobs' process trees."""
+    """The calls about the host itself. own_processes tells the roots of our services' and jobs' process trees, `leases`
+    who measures now."""
 
     def __init__(
         self,
         context: ProbeContext,
         probes: Sequence[Probe] = PROBES,
         own_processes: Callable[[], Sequence[ProcessIdentity]] = tuple,
+        leases: Callable[[], Sequence[Lease]] = tuple,
     ) -> None:
         self._context = context
         self._probes = {probe.name: probe for probe in probes}
         self._own_processes = own_processes
+        self._leases = leases
         self._runner = ProbeRunner()
 
     async def GetFacts(self, request: hosts_pb2.GetFactsRequest, context: Any) -> hosts_pb2.HostFacts:
@@ -46,7 +50,16 @@ class FactsCalls:
         roots = self._own_processes()  # asked here, on the loop that owns the supervisors; the trees in the thread
         probe_context = dataclasses.replace(self._context, own_pids=lambda: _pids_of(roots))
         results = await self._runner.run(chosen, probe_context)
-        return facts_message(self._context.layout, results)
+        message = facts_message(self._context.layout, results)
+        for lease in self._leases():
+            message.leases.add(
+                gpu_indices=lease.gpu_indices,
+                owner=lease.owner,
+                title=lease.title,
+                since_unix_ms=lease.since_unix_ms,
+                paused_services=lease.paused_services,
+            )
+        return message
 
 
 def _pids_of(roots: Sequence[ProcessIdentity]) -> frozenset[int]:

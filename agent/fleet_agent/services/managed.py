@@ -84,6 +84,7 @@ class ManagedService:
         self._watchers: set[asyncio.Queue[ServiceRecord | None]] = set()
         self._seen_members: tuple[ProcessIdentity, ...] = ()
         self._ending: Problem | None = None
+        self._paused: Problem | None = None
 
     @property
     def name(self) -> str:
@@ -114,6 +115,9 @@ class ManagedService:
             self._change(Spawned(), process=process, problem=None, persist=True)
         if not self.wanted:
             self._task = asyncio.ensure_future(self._finish_stop())
+            return
+        if self._paused is not None:
+            self._task = asyncio.ensure_future(self._finish_pause(self._paused))
             return
         if process is None and self.state not in (ServiceState.STARTING, ServiceState.BACKING_OFF):
             self._change(Requested(), problem=None, persist=True)
@@ -150,6 +154,33 @@ class ManagedService:
         except ProblemError as error:
             self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             raise
+
+    def hold_from_start(self, problem: Problem) -> None:
+        """Before adopt(): a bench paused it, and still has its device."""
+        self._paused = problem
+
+    async def pause(self, problem: Problem) -> None:
+        """Ends the server and starts none until unpause(); it stays wanted. One that is not wanted is left alone."""
+        if self._paused is not None or not self.wanted or self.state is ServiceState.FAILED:
+            return
+        self._paused = problem
+        try:
+            await self.halt(DEFAULT_GRACE_SECONDS)
+        except ProblemError as error:
+            self._paused = None
+            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            return
+        self._change(None, problem=problem, persist=True)
+
+    async def unpause(self) -> None:
+        """Starts it again where it was paused and is still wanted."""
+        if self._paused is None:
+            return
+        await self.release()
+        self._paused = None
+        if self.wanted:
+            self._change(Requested(), problem=None, persist=True)
+            self._begin()
 
     async def release(self) -> None:
         """Stops watching; the server goes on."""
@@ -197,6 +228,8 @@ class ManagedService:
     # --- its life ---
 
     def _begin(self) -> None:
+        if self._paused is not None:
+            return
         self._task = asyncio.ensure_future(self._live())
 
     async def _live(self) -> None:
@@ -371,6 +404,11 @@ class ManagedService:
         """A stop that an agent's crash interrupted goes on."""
         if self.record.process is not None or self.record.token or self.state is not ServiceState.STOPPED:
             await self._end_tree(DEFAULT_GRACE_SECONDS)
+
+    async def _finish_pause(self, problem: Problem) -> None:
+        """A pause that an agent's crash interrupted goes on."""
+        await self._finish_stop()
+        self._change(None, problem=problem, persist=True)
 
     def _change(self, event: Event | None, *, persist: bool = False, **fields: Any) -> None:
         """Moves the condition by `event`, sets `fields` of the record, writes it if told, tells the watchers."""

@@ -7,12 +7,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
 from fleet_agent.layout import Layout
+from fleet_agent.leases.store import LeaseStore
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, resident_bytes
 from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
@@ -24,6 +25,7 @@ from fleet_agent.services.logs import LogLimits, ServiceLog
 from fleet_agent.services.managed import DEFAULT_GRACE_SECONDS, ManagedService, ServiceContext
 from fleet_agent.services.model import (
     DesiredState,
+    Problem,
     ServiceSpec,
     ServiceState,
     ServiceStatus,
@@ -52,6 +54,7 @@ class ServiceSupervisor:
         self._configuration = configuration
         self._log_limits = log_limits or LogLimits()
         self._devices = devices or NvidiaDevices()
+        self._leases = LeaseStore.of(layout)
         self._journal = ServiceJournal(layout.services_dir)
         self._context = ServiceContext(
             self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir
@@ -68,9 +71,13 @@ class ServiceSupervisor:
         for broken in corrupt:
             _logger.error("the journal of %s is damaged (%s); kept as %s", broken.name, broken.reason, broken.kept_as)
             self._damaged.add(broken)
+        held = self._leases.paused()
         for record in records:
             service = self._add(record)
             self._claim(record.spec)
+            lease = held.get(record.spec.name)
+            if lease is not None:
+                service.hold_from_start(Problem("paused", f"paused by {lease.describe()}"))
             service.adopt()
 
     async def close(self) -> None:
@@ -142,6 +149,15 @@ class ServiceSupervisor:
                 self._claims.pop(name, None)
                 service.removed()
             return status
+
+    async def hold(self, reasons: Mapping[str, Problem]) -> None:
+        """Exactly these services are paused from now on: ended although wanted; the others come back."""
+        for name, service in tuple(self._services.items()):
+            async with self._lock(name):
+                if name in reasons:
+                    await service.pause(reasons[name])
+                else:
+                    await service.unpause()
 
     def list(self) -> tuple[ServiceStatus, ...]:
         """Every service by name; one whose journal is damaged is among them, as failed."""
@@ -220,6 +236,7 @@ class ServiceSupervisor:
         own = service.members() if service is not None else self._damaged.members(spec.name)
         own_pids = [one.pid for one in own]
         self._check_claims(spec)
+        self._leases.refuse(spec.name, spec.gpu_indices)
         check_port(spec, own_pids)
         check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
         released = self._held_bytes(spec, own_pids, own) or 0
