@@ -90,6 +90,8 @@ class SourceArchiveStep:
     strip_components: int = 0
     subdirectory: str = ""
     source_key: str = ""
+    folder: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ class SourceArchiveStep(Frozen):
     strip_components: int = 0
     subdirectory: str = ""
     source_key: str
+    folder: str = ""
+    names: tuple[str, ...] = ()
 
 
 class CmakeBuildStep(Frozen):

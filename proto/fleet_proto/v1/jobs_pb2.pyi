@@ -230,7 +230,9 @@ Global___GitCheckoutStep: _TypeAlias = GitCheckoutStep  # noqa: Y015
 
 @_typing.final
 class SourceArchiveStep(_message.Message):
-    """An archive of source or of binaries, unpacked to <engines_dir>/sources/<key>. Exactly one of url, path and python_sdist."""
+    """An archive of source or of binaries, unpacked to <engines_dir>/sources/<key>. Exactly one of url, path, python_sdist
+    and folder: of the folder's files that match one of `names`, the one with the highest build number is taken.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -241,6 +243,8 @@ class SourceArchiveStep(_message.Message):
     STRIP_COMPONENTS_FIELD_NUMBER: _builtins.int
     SUBDIRECTORY_FIELD_NUMBER: _builtins.int
     SOURCE_KEY_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """https"""
     path: _builtins.str
@@ -253,6 +257,12 @@ class SourceArchiveStep(_message.Message):
     subdirectory: _builtins.str
     """the part of the archive that is the source"""
     source_key: _builtins.str
+    folder: _builtins.str
+    """absolute, on the host"""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """file name patterns, preferred first among equally new ones; with folder only"""
+
     def __init__(
         self,
         *,
@@ -263,10 +273,12 @@ class SourceArchiveStep(_message.Message):
         strip_components: _builtins.int = ...,
         subdirectory: _builtins.str = ...,
         source_key: _builtins.str = ...,
+        folder: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "python_sdist", b"python_sdist", "sha256", b"sha256", "source_key", b"source_key", "strip_components", b"strip_components", "subdirectory", b"subdirectory", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "names", b"names", "path", b"path", "python_sdist", b"python_sdist", "sha256", b"sha256", "source_key", b"source_key", "strip_components", b"strip_components", "subdirectory", b"subdirectory", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,7 +286,9 @@ Global___SourceArchiveStep: _TypeAlias = SourceArchiveStep  # noqa: Y015
 
 @_typing.final
 class CmakeBuildStep(_message.Message):
-    """cmake -S <sources/key> -B ... ; install = copy of the named binaries to <engines_dir>/<install_key>/bin."""
+    """cmake -S <sources/key> -B ... ; install = copy of the named binaries to <engines_dir>/<install_key>/bin.
+    A source that holds the programs ready (a release archive) is not built: they are copied.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -290,6 +304,7 @@ class CmakeBuildStep(_message.Message):
     install_key: _builtins.str
     backend: _builtins.str
     version: _builtins.str
+    """empty: as the source archive's name says"""
     parallel: _builtins.int
     """0 = number of logical cores"""
     ninja: _builtins.bool
