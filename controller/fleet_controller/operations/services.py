@@ -1,30 +1,59 @@
 """List, stop and read the model servers of many hosts."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
-from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.domain.services import DesiredState, ForeignServer, ServiceStatus
 from fleet_controller.fanout import as_they_finish, merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.reports import HostServices, LogPiece
-from fleet_controller.transport.errors import AgentRefused
-from fleet_inventory.hosts import Host
+from fleet_controller.transport.client import AgentClient
+from fleet_controller.transport.errors import AgentRefused, TransportError
+from fleet_inventory.hosts import Host, Transport
 
 
-async def list_services(context: FleetContext, pattern: str) -> AsyncGenerator[HostServices]:
-    """The services of each host, in the order of the answers."""
+async def list_services(
+    context: FleetContext, pattern: str, measure_rates: bool = False, find_foreign: bool = False
+) -> AsyncGenerator[HostServices]:
+    """The services of each host, in the order of the answers.
+
+    `measure_rates`: how fast they generate now; `find_foreign`: also the servers that others started there.
+    """
 
     async def of_host(host: Host) -> HostServices:
+        where = {"host": host.name, "address": await _address(host), "transport": host.transport}
         try:
             async with context.pool.client(host) as agent:
-                return HostServices(host=host.name, services=await agent.list_services(), reachable=True)
+                services, foreign = await asyncio.gather(
+                    agent.list_services(measure_rates=measure_rates), _foreign(agent, find_foreign)
+                )
         except Exception as error:
-            return HostServices(host=host.name, problem=problem_of(error))
+            return HostServices(problem=problem_of(error), **where)
+        return HostServices(services=services, foreign=foreign, reachable=True, **where)
 
     async for found in as_they_finish(context.select(pattern), of_host):
         yield found
+
+
+async def _address(host: Host) -> str:
+    if host.transport == Transport.LOCAL:
+        return ""
+    from fleet_controller.transport.ssh_login import dialled_name
+
+    return await dialled_name(host)
+
+
+async def _foreign(agent: AgentClient, wanted: bool) -> tuple[ForeignServer, ...]:
+    """Empty where the agent is too old to look, or its look failed: a host's own services are listed all the same."""
+    if not wanted:
+        return ()
+    try:
+        return await agent.find_servers()
+    except TransportError:
+        return ()
 
 
 async def stop_services(

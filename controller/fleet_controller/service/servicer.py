@@ -99,9 +99,8 @@ class ControllerServicer(GeneratedServicer):
     async def ListServices(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.services import list_services
 
-        async for message in _stream(
-            list_services(self._context, request.pattern), controller_pb2.HostServices, context
-        ):
+        found = list_services(self._context, request.pattern, request.measure_rates, request.find_foreign)
+        async for message in _stream(found, controller_pb2.HostServices, context):
             yield message
 
     async def StopServices(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -143,7 +142,12 @@ class ControllerServicer(GeneratedServicer):
             await _abort(context, error)
         names = {field.name for field in controller_pb2.ResultRow.DESCRIPTOR.fields}
         rows = [
-            controller_pb2.ResultRow(**{k: v for k, v in result.model_dump(exclude_none=True).items() if k in names})
+            controller_pb2.ResultRow(
+                **{k: v for k, v in result.model_dump(exclude_none=True).items() if k in names},
+                test=result.test,
+                mean_tokens_per_second=result.mean or 0.0,
+                stddev_tokens_per_second=result.deviation,
+            )
             for result in results
         ]
         return controller_pb2.ListResultsReply(rows=rows)

@@ -132,6 +132,14 @@ async def _settings(hop: Hop) -> Any:
     )
 
 
+async def dialled_name(host: Host) -> str:
+    """The name or address that a connection to a host goes to: ssh_config's HostName, else what hosts.yaml says."""
+    try:
+        return str((await _settings(Hop(host.address, host.user, host.port))).host)
+    except (ValueError, OSError, asyncssh.Error):
+        return host.address
+
+
 def _known_hosts(settings: Any) -> tuple[KnownHosts, str]:
     """The known hosts for a hop, and the file a new line belongs to."""
     tokens = _tokens(settings)
