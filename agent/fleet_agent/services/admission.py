@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity
+from fleet_agent.services.http import get
 from fleet_agent.services.model import ServiceSpec
 from fleet_agent.services.readiness import probe_address
 
@@ -45,11 +46,18 @@ class Devices(Protocol):
         ...
 
 
-def check_port(spec: ServiceSpec, own_pids: Collection[int]) -> None:
-    """Raises ProblemError "port-taken" where somebody else holds the service's port."""
+async def check_port(spec: ServiceSpec, own_pids: Collection[int]) -> None:
+    """Raises ProblemError "port-taken" where somebody else holds the service's port.
+
+    A server that several services share may be there already: it is known by its answer to the shared port's path.
+    """
     holder = port_holder(spec.bind_address, spec.port)
     if holder is None or holder.pid in own_pids:
         return
+    if spec.shared_port_path:
+        answer = await get(probe_address(spec.bind_address), spec.port, spec.shared_port_path)
+        if answer is not None and 200 <= answer.status < 300:
+            return
     raise ProblemError(
         "port-taken",
         f"port {spec.port} of {spec.bind_address} is taken by {holder.describe()}",

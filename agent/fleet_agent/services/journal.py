@@ -22,7 +22,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """Everything that is known of a service. `token` is written before `process`: see the module's docstring."""
+    """Everything that is known of a service. `token` is written before `process`: see the module's docstring.
+
+    `command` is what runs before a start or after an end; a crash of the agent leaves it behind.
+    """
 
     spec: ServiceSpec
     desired: DesiredState
@@ -32,6 +35,7 @@ class ServiceRecord:
     argv: tuple[str, ...] = ()
     last_exit_code: int | None = None
     problem: Problem | None = None
+    command: ProcessIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -113,14 +117,19 @@ def decode(document: Any) -> ServiceRecord:
         raise ValueError(f"format {document['format']!r}, this agent reads {FORMAT}")
     condition = dict(document["condition"])
     condition["state"] = ServiceState(condition["state"])
-    process, problem = document["process"], document["problem"]
+    problem = document["problem"]
     return ServiceRecord(
         spec=spec_from_document(document["spec"]),
         desired=DesiredState(document["desired"]),
         condition=Condition(**condition),
         token=str(document["token"]),
-        process=None if process is None else ProcessIdentity(int(process["pid"]), str(process["start_token"])),
+        process=_identity(document["process"]),
         argv=tuple(document["argv"]),
         last_exit_code=document["last_exit_code"],
         problem=None if problem is None else Problem(**problem),
+        command=_identity(document.get("command")),
     )
+
+
+def _identity(document: Any) -> ProcessIdentity | None:
+    return None if document is None else ProcessIdentity(int(document["pid"]), str(document["start_token"]))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from fleet_agent.process import (
 )
 from fleet_agent.services.admission import Devices, listens
 from fleet_agent.services.causes import exit_problem, hopeless, recognise
+from fleet_agent.services.commands import CommandFailedError, end_command, run_command
 from fleet_agent.services.journal import ServiceJournal, ServiceRecord
 from fleet_agent.services.launch import NOBODY, TOKEN_VARIABLE, Launch, find_by_marker, spawn_marked
 from fleet_agent.services.logs import ServiceLog
@@ -34,10 +35,12 @@ from fleet_agent.services.model import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    ToolRun,
 )
 from fleet_agent.services.readiness import ProbeOutcome, ProgressMeter, measure, probe
 from fleet_agent.services.transitions import (
     Abandoned,
+    Begun,
     Condition,
     Event,
     Exited,
@@ -48,6 +51,7 @@ from fleet_agent.services.transitions import (
     Requested,
     RestartPolicy,
     Spawned,
+    StartFailed,
     Stopped,
     advance,
 )
@@ -64,13 +68,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServiceContext:
-    """What every service of an agent shares. `prepare` raises ProblemError where a spec cannot be started now."""
+    """What every service of an agent shares. `prepare` raises ProblemError where a spec cannot be started now.
+
+    `command` is what running one of its tools before a start or after an end means here; it raises ProblemError, too.
+    """
 
     journal: ServiceJournal
     policy: RestartPolicy
     devices: Devices
-    prepare: Callable[[ServiceSpec, "ManagedService"], Launch]
+    prepare: Callable[[ServiceSpec, "ManagedService"], Awaitable[Launch]]
     folder: Path
+    command: Callable[[ServiceSpec, ToolRun], Launch]
 
 
 class ManagedService:
@@ -234,10 +242,11 @@ class ManagedService:
 
     async def _live(self) -> None:
         try:
+            await self._end_command()
             while self.state is not ServiceState.FAILED:
                 if self.record.process is None:
                     await self._wait_for_turn()
-                    self._launch()
+                    await self._launch()
                 process = self.record.process
                 if process is not None:
                     watched = is_alive(process) or exit_code(process) is not None
@@ -246,6 +255,7 @@ class ManagedService:
                     # What a dead server left behind (workers that hold the device) goes before the next start.
                     await self._end_members(process, DEFAULT_GRACE_SECONDS)
                     self._note_exit(process) if watched else self._note_loss(process)
+            await self._undo_start()
         except ProblemError as error:
             _logger.error("%s: given up: %s", self.name, error)
             self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
@@ -261,17 +271,26 @@ class ManagedService:
             longest = self._context.policy.longest_delay_seconds
             await asyncio.sleep(min(max(next_start_at - time.time(), 0.0), longest))
 
-    def _launch(self) -> None:
-        """Checks once more, writes the intent, starts the server, writes its identity."""
+    async def _launch(self) -> None:
+        """Checks once more, runs what comes before, writes the intent, starts the server, writes its identity."""
         spec = self.record.spec
         try:
-            launch = self._context.prepare(spec, self)
+            if spec.before_start or spec.after_stop:
+                self._change(Begun(), persist=True)
+            await self._undo_start()
+            launch = await self._context.prepare(spec, self)
+            for run in spec.before_start:
+                await self._run(run)
             token = secrets.token_hex(16)
             self.record = replace(self.record, token=token, argv=launch.argv)
             self._context.journal.write(self.record)
             self.log.rotate_if_large()
             self.log.note(f"{datetime.now().astimezone().isoformat(timespec='seconds')} start: {' '.join(launch.argv)}")
             process = spawn_marked(launch, self._context.folder, spec.name, token, self.log)
+        except CommandFailedError as error:
+            _logger.warning("%s: its start failed: %s", self.name, error.problem.message.splitlines()[0])
+            self._change(StartFailed(error.permanent), problem=error.problem, persist=True)
+            return
         except ProblemError as error:
             self._change(Refused(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             return
@@ -281,6 +300,37 @@ class ManagedService:
             return
         self._change(Spawned(), process=process, problem=None, persist=True)
         _logger.info("%s: started as pid %d", self.name, process.pid)
+
+    async def _undo_start(self) -> None:
+        """Takes back what a start did outside the server's own processes, also one that was cut off half-way.
+
+        A failure changes nothing: mostly there was nothing to take back.
+        """
+        for run in self.record.spec.after_stop:
+            try:
+                await self._run(run)
+            except (CommandFailedError, ProblemError, OSError) as error:
+                _logger.info("%s: %s", self.name, str(error).splitlines()[0])
+
+    async def _run(self, run: ToolRun) -> None:
+        launch = self._context.command(self.record.spec, run)
+
+        def note(command: ProcessIdentity) -> None:
+            self._change(None, command=command, persist=True)
+
+        try:
+            await run_command(launch, run.limit_seconds, self._context.folder, self.log, note)
+        except CommandFailedError:
+            self._change(None, command=None)
+            raise
+        self._change(None, command=None)
+
+    async def _end_command(self) -> None:
+        """What was running before a start or after an end when somebody stopped the service, or the agent died."""
+        command = self.record.command
+        if command is not None:
+            await end_command(command)
+            self._change(None, command=None)
 
     async def _attend(self, process: ProcessIdentity) -> None:
         """Probes the server until it has ended, by itself or because it made no progress."""
@@ -332,7 +382,8 @@ class ManagedService:
 
     def _truly_ready(self, process: ProcessIdentity) -> bool:
         """The answer must be our server's, and no server whose model failed to load behind a working front."""
-        if listens(tree_members(process), self.record.spec.port) is False:
+        shared = bool(self.record.spec.shared_port_path)  # then it is nobody of ours who listens
+        if not shared and listens(tree_members(process), self.record.spec.port) is False:
             what = f"port {self.record.spec.port} is answered by another process"
             self._change(ProbeFailed(), problem=Problem("port-taken", what, "deploy on another port: --port N"))
             return False
@@ -394,7 +445,10 @@ class ManagedService:
 
     async def _end_tree(self, grace_seconds: float) -> None:
         process = self.record.process
+        await self._end_command()
         await self._end_members(process, grace_seconds)
+        if self.state is not ServiceState.STOPPED:
+            await self._undo_start()
         code = exit_code(process) if process is not None else self.record.last_exit_code
         if process is not None:
             forget(process)
@@ -436,7 +490,7 @@ class ManagedService:
 
 def _visible(record: ServiceRecord) -> ServiceRecord:
     """Without what no watcher sees."""
-    return replace(record, token="", condition=replace(record.condition, failed_probes=0))
+    return replace(record, token="", command=None, condition=replace(record.condition, failed_probes=0))
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -189,6 +189,13 @@ def check_spec(spec: ServiceSpec) -> None:
         raise InvalidServiceError(f"service {spec.name}: port {spec.port} is not between 1 and 65535")
     if not re.fullmatch(r"/[!-~]*", spec.readiness.path):
         raise InvalidServiceError(f"service {spec.name}: readiness path {spec.readiness.path!r} is not a URL path")
+    if not re.fullmatch(r"(/[!-~]*)?", spec.shared_port_path):
+        raise InvalidServiceError(f"service {spec.name}: shared port path {spec.shared_port_path!r} is not a URL path")
+    runs = (*spec.before_start, *spec.after_stop)
+    if any(not run.tool.name or run.limit_seconds < 0 for run in runs):
+        raise InvalidServiceError(f"service {spec.name}: a command without a tool, or with a negative limit")
+    if any("\0" in argument for run in runs for argument in run.arguments):
+        raise InvalidServiceError(f"service {spec.name}: an argument holds a NUL")
     if any("\0" in argument for argument in spec.arguments):
         raise InvalidServiceError(f"service {spec.name}: an argument holds a NUL")
 

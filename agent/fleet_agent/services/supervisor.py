@@ -29,6 +29,7 @@ from fleet_agent.services.model import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    ToolRun,
     UnknownServiceError,
     check_spec,
 )
@@ -57,12 +58,12 @@ class ServiceSupervisor:
         self._leases = LeaseStore.of(layout)
         self._journal = ServiceJournal(layout.services_dir)
         self._context = ServiceContext(
-            self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir
+            self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir, self._command
         )
         self._services: dict[str, ManagedService] = {}
         self._damaged = DamagedServices(layout.services_dir)
         self._locks: dict[str, asyncio.Lock] = {}
-        self._claims: dict[str, tuple[str, int]] = {}
+        self._claims: dict[str, tuple[int, str]] = {}  # port, and the path by which a shared one is known
         self._changes: set[asyncio.Task[ServiceStatus]] = set()
 
     async def start(self) -> None:
@@ -103,7 +104,7 @@ class ServiceSupervisor:
                 await service.release()  # no restart of the former in between
             try:
                 self._check_count(spec)
-                self._prepare(spec, service)
+                await self._prepare(spec, service)
                 if service is not None:  # before the former ends: a full disk must not cost a running model
                     with self._writing(spec.name):
                         self._journal.write(service.record)
@@ -226,7 +227,7 @@ class ServiceSupervisor:
                 f"free space or permissions in {self._layout.services_dir}, then deploy again",
             ) from error
 
-    def _prepare(self, spec: ServiceSpec, service: ManagedService | None) -> Launch:
+    async def _prepare(self, spec: ServiceSpec, service: ManagedService | None) -> Launch:
         """What will be started, once everything allows it. Raises ProblemError."""
         program = resolve_tool(spec.tool.install_key, spec.tool.name, self._layout, self._configuration)
         environment = child_environment(self._configuration, dict(spec.environment))
@@ -237,11 +238,18 @@ class ServiceSupervisor:
         own_pids = [one.pid for one in own]
         self._check_claims(spec)
         self._leases.refuse(spec.name, spec.gpu_indices)
-        check_port(spec, own_pids)
+        for run in (*spec.before_start, *spec.after_stop):
+            self._command(spec, run)
+        await check_port(spec, own_pids)
         check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
         released = self._held_bytes(spec, own_pids, own) or 0
         check_memory(spec, self._devices, released - self._outstanding_bytes(spec))
         return Launch((str(program), *spec.arguments), environment)
+
+    def _command(self, spec: ServiceSpec, run: ToolRun) -> Launch:
+        """A tool of the service's before its start or after its end. Raises ProblemError."""
+        program = resolve_tool(run.tool.install_key, run.tool.name, self._layout, self._configuration)
+        return Launch((str(program), *run.arguments), child_environment(self._configuration, dict(spec.environment)))
 
     def _held_bytes(self, spec: ServiceSpec, pids: Sequence[int], members: Sequence[ProcessIdentity]) -> int | None:
         if not members:
@@ -258,7 +266,8 @@ class ServiceSupervisor:
                 continue
             members = other.members()
             held = self._held_bytes(theirs, [one.pid for one in members], members)
-            if held is None:  # the driver does not say: once ready, it has taken everything
+            # The driver does not say, or processes that are not ours hold it: once ready, it has taken everything.
+            if held is None or theirs.shared_port_path:
                 held = theirs.promised_memory_bytes if other.state is ServiceState.READY else 0
             outstanding += max(theirs.promised_memory_bytes - held, 0)
         return outstanding
@@ -267,11 +276,13 @@ class ServiceSupervisor:
         return [member.pid for service in self._services.values() for member in service.members()]
 
     def _claim(self, spec: ServiceSpec) -> None:
-        self._claims[spec.name] = (spec.bind_address, spec.port)
+        self._claims[spec.name] = (spec.port, spec.shared_port_path)
 
     def _check_claims(self, spec: ServiceSpec) -> None:
-        """A port belongs to the service that wants it even while its server is down."""
-        for name, (_, port) in self._claims.items():
+        """A port belongs to the service that wants it even while its server is down; some share one server's."""
+        for name, (port, shared) in self._claims.items():
+            if shared and shared == spec.shared_port_path:
+                continue
             other = self._services.get(name)
             wanted = other is None or (other.wanted and other.state is not ServiceState.FAILED)
             if name != spec.name and port == spec.port and wanted:

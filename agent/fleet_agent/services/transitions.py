@@ -3,7 +3,7 @@
 STARTING   -> READY (answers) | BACKING_OFF, FAILED (ended) | STOPPED
 READY      -> UNHEALTHY (probes fail) | BACKING_OFF, FAILED | STOPPED
 UNHEALTHY  -> READY | BACKING_OFF, FAILED | STOPPED
-BACKING_OFF-> STARTING (time is up, or asked again) | STOPPED
+BACKING_OFF-> STARTING (time is up, or asked again) | BACKING_OFF, FAILED (what comes before a start failed) | STOPPED
 FAILED, STOPPED -> STARTING (asked again)
 """
 
@@ -55,6 +55,18 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What it needs before its start is being run."""
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """What it needs before its start failed: a strike, however long it took. permanent: as for Exited."""
+
+    permanent: bool = False
+
+
+@dataclass(frozen=True)
 class Spawned:
     """A process of it was started."""
 
@@ -91,7 +103,19 @@ class Abandoned:
     """It cannot be helped: a process that not even SIGKILL ends, or a defect of ours."""
 
 
-Event = Abandoned | Lost | Requested | Spawned | Refused | ProbeSucceeded | ProbeFailed | Exited | Stopped
+Event = (
+    Abandoned
+    | Lost
+    | Requested
+    | Begun
+    | StartFailed
+    | Spawned
+    | Refused
+    | ProbeSucceeded
+    | ProbeFailed
+    | Exited
+    | Stopped
+)
 
 
 class ImpossibleTransitionError(Exception):
@@ -108,9 +132,9 @@ def advance(condition: Condition, event: Event, now: float, policy: RestartPolic
         return replace(condition, state=ServiceState.STOPPED, ready_at=None, next_start_at=None, failed_probes=0)
     if isinstance(event, Abandoned):
         return replace(condition, state=ServiceState.FAILED, ready_at=None, next_start_at=None)
-    if isinstance(event, (Spawned, Refused)):
+    if isinstance(event, (Begun, StartFailed, Spawned, Refused)):
         _demand(condition, event, ServiceState.STARTING, ServiceState.BACKING_OFF)
-        return _spawned(condition, now) if isinstance(event, Spawned) else _refused(condition, now, policy)
+        return _starting(condition, event, now, policy)
     _demand(condition, event, *_WITH_PROCESS)
     if isinstance(event, ProbeSucceeded):
         ready_at = now if condition.ready_at is None else condition.ready_at
@@ -123,6 +147,16 @@ def advance(condition: Condition, event: Event, now: float, policy: RestartPolic
 def _demand(condition: Condition, event: Event, *states: ServiceState) -> None:
     if condition.state not in states:
         raise ImpossibleTransitionError(f"{type(event).__name__} while {condition.state.value}")
+
+
+def _starting(
+    condition: Condition, event: Begun | StartFailed | Spawned | Refused, now: float, policy: RestartPolicy
+) -> Condition:
+    if isinstance(event, Begun):
+        return replace(condition, state=ServiceState.STARTING, next_start_at=None)
+    if isinstance(event, StartFailed):
+        return _struck(condition, condition.quick_exits + 1, event.permanent, now, policy)
+    return _spawned(condition, now) if isinstance(event, Spawned) else _refused(condition, now, policy)
 
 
 def _spawned(condition: Condition, now: float) -> Condition:
@@ -154,7 +188,11 @@ def _probe_failed(condition: Condition, policy: RestartPolicy) -> Condition:
 def _exited(condition: Condition, event: Exited, now: float, policy: RestartPolicy) -> Condition:
     ran_seconds = now - condition.started_at if condition.started_at is not None else 0.0
     quick_exits = condition.quick_exits + 1 if ran_seconds < policy.stable_seconds else 0
-    hopeless = event.permanent and not condition.ever_ready
+    return _struck(condition, quick_exits, event.permanent, now, policy)
+
+
+def _struck(condition: Condition, quick_exits: int, permanent: bool, now: float, policy: RestartPolicy) -> Condition:
+    hopeless = permanent and not condition.ever_ready
     ended = replace(condition, quick_exits=quick_exits, ready_at=None, failed_probes=0)
     if hopeless or quick_exits >= policy.quick_exit_limit:
         return replace(ended, state=ServiceState.FAILED, next_start_at=None)

@@ -5,6 +5,7 @@ import pytest
 from fleet_agent.services.model import ServiceState
 from fleet_agent.services.transitions import (
     Abandoned,
+    Begun,
     Condition,
     Event,
     Exited,
@@ -16,6 +17,7 @@ from fleet_agent.services.transitions import (
     Requested,
     RestartPolicy,
     Spawned,
+    StartFailed,
     Stopped,
     advance,
 )
@@ -24,7 +26,7 @@ S = ServiceState
 POLICY = RestartPolicy()
 EVENTS: tuple[Event, ...] = (
     Requested(), Lost(), Spawned(), Refused(), ProbeSucceeded(), ProbeFailed(), Exited(), Exited(True), Stopped(),
-    Abandoned(),
+    Abandoned(), Begun(), StartFailed(), StartFailed(True),
 )  # fmt: skip
 
 # Where each event leads from each state, columns as in EVENTS; "-": it cannot happen there.
@@ -38,12 +40,12 @@ LETTERS = {
     "-": None,
 }
 TABLE: dict[ServiceState, str] = {
-    S.STARTING: "SSSBRSBF0F",
-    S.READY: "SS--RRBF0F",
-    S.UNHEALTHY: "SS--RUBF0F",
-    S.BACKING_OFF: "SSSB----0F",
-    S.STOPPED: "SS------0F",
-    S.FAILED: "SS------0F",
+    S.STARTING: "SSSBRSBF0FSBF",
+    S.READY: "SS--RRBF0F---",
+    S.UNHEALTHY: "SS--RUBF0F---",
+    S.BACKING_OFF: "SSSB----0FSBF",
+    S.STOPPED: "SS------0F---",
+    S.FAILED: "SS------0F---",
 }
 
 
@@ -118,3 +120,13 @@ def test_refusals_are_never_given_up_and_a_start_ends_their_count() -> None:
 def test_loss_without_an_agent_is_no_strike() -> None:
     lost = advance(Condition(S.READY, restarts=2, quick_exits=4, started_at=0.0), Lost(), 1.0, POLICY)
     assert (lost.state, lost.restarts, lost.quick_exits) == (S.STARTING, 3, 0)
+
+
+def test_a_start_that_fails_before_it_is_a_strike_however_long_it_took() -> None:
+    condition, at = Condition(S.STARTING, started_at=0.0), 1000.0
+    for _ in range(POLICY.quick_exit_limit):
+        begun = advance(condition, Begun(), at, POLICY)
+        assert (begun.state, begun.next_start_at) == (S.STARTING, None)
+        condition = advance(begun, StartFailed(), at + 600.0, POLICY)
+        at += 700.0
+    assert (condition.state, condition.restarts) == (S.FAILED, POLICY.quick_exit_limit - 1)
