@@ -35,6 +35,12 @@ class EnvironmentVariable:
 
 
 @dataclass(frozen=True)
+class SecretVariable:
+    name: str = ""
+    secret: str = ""
+
+
+@dataclass(frozen=True)
 class ToolRef:
     install_key: str = ""
     name: str = ""
@@ -142,6 +148,7 @@ class RunToolStep:
     stall_seconds: float = 0.0
     deadline_seconds: float = 0.0
     capture_output: bool = False
+    secret_environment: tuple[SecretVariable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ class BenchStep:
     measured_port: int = 0
     artifact_paths: tuple[str, ...] = ()
     repeats: int = 0
+    secret_environment: tuple[SecretVariable, ...] = ()
 
 
 StepKind = (

@@ -83,6 +83,13 @@ class VerifyFileStep(Frozen):
     sha256: str = ""
 
 
+class SecretVariable(Frozen):
+    """A variable whose value is a secret of the host, by the secret's name."""
+
+    name: str
+    secret: str
+
+
 class RunToolStep(Frozen):
     tool: ToolRef
     arguments: tuple[str, ...] = ()
@@ -90,6 +97,7 @@ class RunToolStep(Frozen):
     stall_seconds: float = 0.0
     deadline_seconds: float = 0.0
     capture_output: bool = False
+    secret_environment: tuple[SecretVariable, ...] = ()
 
 
 class HealthProbeStep(Frozen):
@@ -136,6 +144,7 @@ class BenchStep(Frozen):
     measured_port: int = 0
     artifact_paths: tuple[str, ...] = ()
     repeats: int = 3
+    secret_environment: tuple[SecretVariable, ...] = ()
 
 
 class Step(Frozen):

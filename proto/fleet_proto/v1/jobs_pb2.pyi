@@ -460,6 +460,7 @@ class RunToolStep(_message.Message):
     STALL_SECONDS_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     CAPTURE_OUTPUT_FIELD_NUMBER: _builtins.int
+    SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
     stall_seconds: _builtins.float
     """no output for that long = stalled; 0 = no stall timer"""
     deadline_seconds: _builtins.float
@@ -474,6 +475,8 @@ class RunToolStep(_message.Message):
     def environment(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.EnvironmentVariable]:
         """allowlisted keys only"""
 
+    @_builtins.property
+    def secret_environment(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretVariable]: ...
     def __init__(
         self,
         *,
@@ -483,14 +486,43 @@ class RunToolStep(_message.Message):
         stall_seconds: _builtins.float = ...,
         deadline_seconds: _builtins.float = ...,
         capture_output: _builtins.bool = ...,
+        secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "capture_output", b"capture_output", "deadline_seconds", b"deadline_seconds", "environment", b"environment", "stall_seconds", b"stall_seconds", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "capture_output", b"capture_output", "deadline_seconds", b"deadline_seconds", "environment", b"environment", "secret_environment", b"secret_environment", "stall_seconds", b"stall_seconds", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunToolStep: _TypeAlias = RunToolStep  # noqa: Y015
+
+@_typing.final
+class SecretVariable(_message.Message):
+    """An environment variable whose value is a secret of this host: known to the program only, and blotted out of what it
+    prints. Its name needs no allowlist.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"OPENAI_API_KEY" """
+    secret: _builtins.str
+    """name of a secret of this host"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecretVariable: _TypeAlias = SecretVariable  # noqa: Y015
 
 @_typing.final
 class BenchStep(_message.Message):
@@ -516,6 +548,7 @@ class BenchStep(_message.Message):
     MEASURED_PORT_FIELD_NUMBER: _builtins.int
     ARTIFACT_PATHS_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
+    SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
     stall_seconds: _builtins.float
     """no output and no CPU time for that long = stalled; 0 = no stall timer"""
     warmup_limit: _builtins.int
@@ -552,6 +585,10 @@ class BenchStep(_message.Message):
     def artifact_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """files or folders whose size and sha256 come back"""
 
+    @_builtins.property
+    def secret_environment(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretVariable]:
+        """of the program, as with RunToolStep"""
+
     def __init__(
         self,
         *,
@@ -569,10 +606,11 @@ class BenchStep(_message.Message):
         measured_port: _builtins.int = ...,
         artifact_paths: _abc.Iterable[_builtins.str] | None = ...,
         repeats: _builtins.int = ...,
+        secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "tool", b"tool", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "server", b"server", "service", b"service", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "secret_environment", b"secret_environment", "server", b"server", "service", b"service", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
