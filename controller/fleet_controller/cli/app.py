@@ -2,7 +2,7 @@
 
 import typer
 
-from fleet_controller.cli import agent, controller, deploy, hosts, results
+from fleet_controller.cli import agent, controller, deploy, endpoints, hosts, results
 
 app = typer.Typer(
     name="fleet",
@@ -30,6 +30,7 @@ def _root(
 
 hosts.register(app)
 deploy.register(app)
+endpoints.register(app)
 results.register(app)
 app.add_typer(agent.app, name="agent")
 app.add_typer(controller.app, name="controller")

@@ -63,12 +63,13 @@ def deploy(
 
 def ps(
     pattern: str = typer.Argument("all", metavar="[PATTERN]", help=HOSTS_HELP),
+    quick: bool = typer.Option(False, "--quick", help="Without tokens per second and without the servers of others."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Show the models that run, where, and how they are."""
-    from fleet_controller.cli.services_command import run_ps
+    from fleet_controller.cli.ps_command import run_ps
 
-    run_ps(pattern, as_json=as_json)
+    run_ps(pattern, as_json=as_json, quick=quick)
 
 
 def logs(
