@@ -53,7 +53,13 @@ def parse_install(folder: Path, text: str) -> EngineFacts | None:
         managed=True,
         install_key=folder.name,
         size_bytes=size if isinstance(size, int) else None,
+        flags=_flags(document.get("flags")),
     )
+
+
+def _flags(value: Any) -> tuple[str, ...]:
+    """The options that the server listed when it was installed; () = not known."""
+    return tuple(str(flag) for flag in value) if isinstance(value, list) else ()
 
 
 def _on_path(context: ProbeContext) -> list[EngineFacts]:

@@ -1,6 +1,8 @@
-"""Existing binaries on the host become an install of ours: links, nothing copied or changed.
+"""Ready binaries become an install of ours: those of a folder on the host by links, nothing copied or changed; those of
+an unpacked archive as copies, with the libraries beside them.
 
-The version is what the program itself says. Result: {"changed": bool, "path": ..., "install": install.json}.
+The version is what the program itself says, and so are its options, which are kept as "flags".
+Result: {"changed": bool, "path": ..., "install": install.json}.
 """
 
 import os
@@ -10,8 +12,10 @@ from typing import Any
 
 from fleet_agent.jobs.errors import JobProblem, SpecProblem
 from fleet_agent.jobs.model import AdoptEngineStep
+from fleet_agent.steps.capabilities import read_flags
 from fleet_agent.steps.context import StepContext
 from fleet_agent.steps.install import Install, check_key, locked
+from fleet_agent.steps.programs import copy_programs, find_programs, make_startable
 
 VERSION_SECONDS = 60.0
 # llama.cpp prints "version: 11434 (d1f2a3b)" on stderr.
@@ -20,7 +24,11 @@ VERSION = re.compile(r"version:?\s+v?([0-9][0-9A-Za-z.+-]*)", re.IGNORECASE)
 
 def check(step: AdoptEngineStep) -> None:
     check_key(step.install_key, "install key")
-    if not step.path.startswith("/"):
+    if bool(step.path) == bool(step.source_key):
+        raise SpecProblem("binaries to adopt have exactly one of path and source_key")
+    if step.source_key:
+        check_key(step.source_key, "source key")
+    elif not step.path.startswith("/"):
         raise SpecProblem(f"{step.path!r} is no absolute folder on the host")
     if not step.binaries:
         raise SpecProblem("no binary named to adopt")
@@ -32,25 +40,57 @@ def check(step: AdoptEngineStep) -> None:
 async def run(step: AdoptEngineStep, context: StepContext) -> dict[str, Any]:
     install = Install.at(step.install_key, step.backend, step.version, context.layout.engines_dir)
     async with locked(context, step.install_key):
-        if install.present and _same_links(step, install):
+        if install.present and _is_whole(step, install):
             return install.result(changed=False)
-        folder = Path(step.path)
-        for name in step.binaries:
-            if not (folder / name).is_file() or not os.access(folder / name, os.X_OK):
-                message = f"there is no program {name} in {folder}"
-                raise JobProblem("engine-missing", message, "name the folder that holds the built binaries")
-        version = await _ask_version(folder, step.binaries, context)
         install.clean()
         try:
-            _link(step, install, folder)
-            final = Install.at(install.key, install.backend, step.version or version, context.layout.engines_dir)
-            final.finish(
-                {"adopted": True}, [f"bin/{name}" for name in step.binaries],
-                adopted_path=str(folder), reported_version=version,
-            )  # fmt: skip
+            if step.source_key:
+                await _adopt_archive(step, install, context)
+            else:
+                await _adopt_folder(step, install, context)
         finally:
             install.clean()
         return install.result(changed=True)
+
+
+async def _adopt_folder(step: AdoptEngineStep, install: Install, context: StepContext) -> None:
+    folder = Path(step.path)
+    for name in step.binaries:
+        if not (folder / name).is_file() or not os.access(folder / name, os.X_OK):
+            message = f"there is no program {name} in {folder}"
+            raise JobProblem("engine-missing", message, "name the folder that holds the built binaries")
+    version = await _ask_version(folder, step.binaries, context)
+    _link(step, install, folder)
+    await _finish(step, install, context, folder, version, adopted_path=str(folder))
+
+
+async def _adopt_archive(step: AdoptEngineStep, install: Install, context: StepContext) -> None:
+    unpacked = context.layout.sources_dir / step.source_key
+    folder = await context.in_thread(find_programs, unpacked, step.binaries)
+    if folder is None:
+        names = " and ".join(step.binaries)
+        remedy = "an archive of source is built instead where its name has no '-bin' in it"
+        raise JobProblem("engine-missing", f"the archive holds no folder with the programs {names}", remedy)
+    await context.in_thread(copy_programs, folder, step.binaries, install.staging)
+    launchers = await make_startable(install.staging, step.binaries, context)
+    binaries = install.staging / "bin"
+    version = await _ask_version(binaries, step.binaries, context)
+    await _finish(step, install, context, binaries, version, source_key=step.source_key, launchers=launchers)
+
+
+async def _finish(
+    step: AdoptEngineStep, install: Install, context: StepContext, folder: Path, version: str, **more: Any
+) -> None:
+    flags = await read_flags(folder, step.binaries, context)
+    final = Install.at(install.key, install.backend, step.version or version, context.layout.engines_dir)
+    binaries = [f"bin/{name}" for name in step.binaries]
+    final.finish({"adopted": True}, binaries, reported_version=version, flags=list(flags), **more)
+
+
+def _is_whole(step: AdoptEngineStep, install: Install) -> bool:
+    if step.source_key:
+        return all(os.access(install.final / "bin" / name, os.X_OK) for name in step.binaries)
+    return _same_links(step, install)
 
 
 def _same_links(step: AdoptEngineStep, install: Install) -> bool:

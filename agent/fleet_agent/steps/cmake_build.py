@@ -1,7 +1,9 @@
 """cmake on <sources>/<source_key>; the named binaries end in <engines_dir>/<install_key>/bin.
 
 Built in <install_key>.build, which a killed attempt leaves to the next one (so it goes on compiling where it
-stopped) and a failed one does not. Result: {"changed": bool, "path": ..., "install": install.json}.
+stopped) and a failed one does not. A source that holds the programs ready (a release archive) is not built: they are
+copied. What a llama-server lists as its options is kept as "flags".
+Result: {"changed": bool, "path": ..., "install": install.json}.
 """
 
 import os
@@ -14,16 +16,17 @@ from typing import Any
 from fleet_agent.jobs.errors import JobProblem, SpecProblem
 from fleet_agent.jobs.model import CmakeBuildStep
 from fleet_agent.problem import ProblemError
+from fleet_agent.steps.capabilities import read_flags
 from fleet_agent.steps.context import ChildResult, StepContext
 from fleet_agent.steps.install import Install, check_key, locked
+from fleet_agent.steps.programs import copy_companions, copy_programs, find_programs, make_startable
+from fleet_agent.steps.source_archive import version_of
 
 STALL_SECONDS = 3600.0  # one CUDA file of llama.cpp can compile for many minutes and print nothing
 OPTION = re.compile(r"-D[A-Za-z_][A-Za-z0-9_]*(:[A-Z]+)?=[^\0\n]*")
 TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 NINJA_PROGRESS = re.compile(r"^\[(\d+)/(\d+)\]")
 MAKE_PROGRESS = re.compile(r"^\[\s*(\d+)%\]")
-# Beside a program: what it loads at run time when it was not linked statically.
-COMPANIONS = ("*.so", "*.so.*", "*.dylib", "*.metallib", "*.metal")
 NO_COMPILER = (
     "No CMAKE_C_COMPILER could be found",
     "No CMAKE_CXX_COMPILER could be found",
@@ -86,6 +89,8 @@ async def run(step: CmakeBuildStep, context: StepContext) -> dict[str, Any]:
 async def _build(step: CmakeBuildStep, install: Install, context: StepContext) -> None:
     source = context.layout.sources_dir / step.source_key
     if not (source / "CMakeLists.txt").is_file():
+        if await _take_ready(step, source, install, context):
+            return
         raise JobProblem("source-missing", f"{source} has no CMakeLists.txt", "the step that fetches it comes first")
     cmake = str(context.tool("cmake"))
     install.build.mkdir(parents=True, exist_ok=True)
@@ -100,8 +105,39 @@ async def _build(step: CmakeBuildStep, install: Install, context: StepContext) -
     if built.exit_code != 0:
         remedy = "`Killed` means out of memory: build with fewer jobs"
         raise context.child_failed("cmake --build", built, install.final, "build-failed", remedy)
-    binaries = await context.in_thread(_collect, step, install)
-    install.finish({"cmake": list(step.options)}, binaries)
+    await context.in_thread(_collect, step, install)
+    await _finish(step, source, install, context, step.targets, {"cmake": list(step.options)})
+
+
+async def _take_ready(step: CmakeBuildStep, source: Path, install: Install, context: StepContext) -> bool:
+    """Whether the source has programs instead of code; an archive may lack some of the targets."""
+    folder = await context.in_thread(_ready_programs, source, step.targets)
+    if folder is None:
+        return False
+    names = tuple(target for target in step.targets if os.access(folder / target, os.X_OK))
+    shutil.rmtree(install.staging, ignore_errors=True)
+    await context.in_thread(copy_programs, folder, names, install.staging)
+    launchers = await make_startable(install.staging, names, context)
+    await _finish(step, source, install, context, names, {"ready": True, "launchers": launchers})
+    return True
+
+
+def _ready_programs(source: Path, targets: tuple[str, ...]) -> Path | None:
+    return next((folder for target in targets if (folder := find_programs(source, (target,))) is not None), None)
+
+
+async def _finish(
+    step: CmakeBuildStep,
+    source: Path,
+    install: Install,
+    context: StepContext,
+    names: tuple[str, ...],
+    options: dict[str, Any],
+) -> None:
+    flags = await read_flags(install.staging / "bin", names, context)
+    version = step.version or version_of(source)
+    final = Install.at(install.key, install.backend, version, context.layout.engines_dir)
+    final.finish(options, [f"bin/{name}" for name in names], flags=list(flags))
 
 
 def _follow(context: StepContext) -> Any:
@@ -130,19 +166,15 @@ def _configure_problem(context: StepContext, result: ChildResult, install: Insta
     return problem
 
 
-def _collect(step: CmakeBuildStep, install: Install) -> list[str]:
-    """Copy the binaries into the staging folder; their paths within the install."""
+def _collect(step: CmakeBuildStep, install: Install) -> None:
+    """Copy the binaries into the staging folder."""
     shutil.rmtree(install.staging, ignore_errors=True)
     folder = install.staging / "bin"
     folder.mkdir(parents=True)
     for target in step.targets:
         found = _find_binary(install.build, target)
         shutil.copy2(found, folder / target)
-        for pattern in COMPANIONS:
-            for path in found.parent.glob(pattern):
-                if not (folder / path.name).exists():
-                    shutil.copy2(path, folder / path.name, follow_symlinks=False)
-    return [f"bin/{target}" for target in step.targets]
+        copy_companions(found.parent, folder)
 
 
 def _find_binary(build: Path, target: str) -> Path:
