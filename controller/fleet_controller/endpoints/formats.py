@@ -83,6 +83,6 @@ def as_environment(endpoint: Endpoint) -> str:
     lines = [
         f"export OPENAI_BASE_URL={shlex.quote(endpoint.base_url)}",
         f"export OPENAI_API_KEY={value}",
-        f"# the model's name for requests: {endpoint.served.served_model_name}",
+        f"# the model's name for requests: {' '.join(endpoint.served.served_model_name.split())}",  # stays a comment
     ]
     return "\n".join(lines) + "\n"

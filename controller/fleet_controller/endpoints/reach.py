@@ -55,6 +55,9 @@ def ask(way: Way, health_path: str) -> bool | str:
     for path in (f"{parts.path}/models", health_path):
         try:
             status = _get(parts.hostname or "", parts.port or 0, path)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            reason = "the connection was closed"  # MLX-LM does so at its models while its host has no cache
+            continue
         except OSError as error:
             return _words(error)
         except http.client.HTTPException:
@@ -84,6 +87,4 @@ def _get(host: str, port: int, path: str) -> int:
 def _words(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
-        return "the connection was closed"
     return (error.strerror or str(error)).lower()
