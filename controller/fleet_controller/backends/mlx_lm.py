@@ -22,6 +22,7 @@ from fleet_controller.backends.base import (
     platform_options,
     require_rows,
 )
+from fleet_controller.backends.offline import offline_environment
 from fleet_controller.backends.python_range import python_range
 from fleet_controller.backends.versions import MLX_LM_VERSION, MLX_VERSION, PYTHON_RANGES
 from fleet_controller.domain.base import EnvironmentVariable
@@ -86,9 +87,17 @@ class MlxLm:
         step = PythonEnvironmentStep(
             install_key=key, backend=self.name, version=version, python=python, requirements=requirements
         )
+        warnings: tuple[str, ...] = ()
+        if request.offline_folder:
+            step, warnings = offline_environment(step, request.offline_folder)
         steps = (Step(name=f"install mlx-lm {version}", python_environment=step),)
         return Installation(
-            backend=self.name, version=version, install_key=key, steps=steps, disk_bytes=INSTALL_DISK_BYTES
+            backend=self.name,
+            version=version,
+            install_key=key,
+            steps=steps,
+            disk_bytes=INSTALL_DISK_BYTES,
+            warnings=warnings,
         )
 
     def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:

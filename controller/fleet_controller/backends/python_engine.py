@@ -11,6 +11,8 @@ from fleet_controller.backends.base import (
     installed,
     platform_options,
 )
+from fleet_controller.backends.offline import offline_environment
+from fleet_controller.backends.options import F16_BYTES, EngineOptions
 from fleet_controller.backends.python_range import python_range
 from fleet_controller.backends.versions import PYTHON_RANGES
 from fleet_controller.domain.base import Frozen
@@ -18,6 +20,17 @@ from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.resolved import SAFETENSORS, ModelArtifact
 from fleet_controller.domain.steps import PythonEnvironmentStep, Step
 
+# `--kv-cache-dtype` of both (their --help), and the bytes of one value; "auto" is the model's own type.
+CACHE_TYPE_BYTES = {
+    "auto": 2.0,
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_e4m3": 1.0,
+    "fp8_e5m2": 1.0,
+}
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+WIDE_DTYPES = ("float", "float32")
+WIDE_BYTES = 4.0
 # 9.5 GB were measured for SGLang, 5.9 GB for vLLM with a CUDA build of PyTorch (facts/backends.md).
 INSTALL_DISK_BYTES = 10_000_000_000
 SLOWEST_LOAD_BYTES_PER_SECOND = 100_000_000
@@ -34,6 +47,8 @@ class PackageSource(Frozen):
     extra_index_urls: tuple[str, ...] = ()
     torch_backend: str = ""
     lowest_capability: tuple[int, int] = (0, 0)
+    needs_gpu: bool = True
+    disk_bytes: int = INSTALL_DISK_BYTES
     warnings: tuple[str, ...] = ()
 
 
@@ -45,6 +60,14 @@ class GpuPythonEngine:
 
     def uses_gpus(self, facts: HostFacts) -> bool:
         return bool(facts.gpus)
+
+    def check_options(self, options: EngineOptions) -> None:
+        """Any of them goes with any other."""
+
+    def bytes_per_cached_value(self, options: EngineOptions) -> float:
+        if options.kv_cache_type in ("", "auto"):
+            return WIDE_BYTES if options.dtype in WIDE_DTYPES else F16_BYTES
+        return CACHE_TYPE_BYTES[options.kv_cache_type]
 
     def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
         return artifact.local_path or hub_snapshot_dir(artifact, hf_home)
@@ -94,11 +117,11 @@ def plan_environment(facts: HostFacts, backend: str, request: InstallRequest, so
             f"{backend} is installed in an environment of its own; it cannot be adopted",
             "leave --engine-path out",
         )
-    if not request.gpus:
+    if source.needs_gpu and not request.gpus:
         raise BackendError(
             "no-gpu", f"{backend} has no GPU to run on here", "see CUDA_VISIBLE_DEVICES of this host in hosts.yaml"
         )
-    for gpu in request.gpus:
+    for gpu in request.gpus if source.needs_gpu else ():
         reason = too_old(gpu, backend, source.lowest_capability)
         if reason:
             remedy = "leave it out with CUDA_VISIBLE_DEVICES for this host in hosts.yaml"
@@ -110,7 +133,7 @@ def plan_environment(facts: HostFacts, backend: str, request: InstallRequest, so
     found = Installation(backend=backend, version=source.label, install_key=key, warnings=source.warnings)
     if installed(facts, key):
         return found
-    _require_tools(facts, backend, requirements)
+    _require_tools(facts, backend, () if request.offline_folder else requirements)
     step = PythonEnvironmentStep(
         install_key=key,
         backend=backend,
@@ -121,8 +144,11 @@ def plan_environment(facts: HostFacts, backend: str, request: InstallRequest, so
         extra_index_urls=source.extra_index_urls,
         overrides=request.requirements,
     )
+    if request.offline_folder:
+        step, warnings = offline_environment(step, request.offline_folder)
+        found = found.model_copy(update={"warnings": (*source.warnings, *warnings)})
     steps = (Step(name=f"install {backend} {source.label}", python_environment=step),)
-    return found.model_copy(update={"steps": steps, "disk_bytes": INSTALL_DISK_BYTES})
+    return found.model_copy(update={"steps": steps, "disk_bytes": source.disk_bytes})
 
 
 def _require_tools(facts: HostFacts, backend: str, requirements: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ cache is refused by the server, so `--context-length` is what memory was planned
 """
 
 import re
+from collections.abc import Mapping
 
 from fleet_controller.backends.base import (
     BackendError,
@@ -17,6 +18,8 @@ from fleet_controller.backends.base import (
     ServeOptions,
 )
 from fleet_controller.backends.python_engine import (
+    CACHE_TYPE_BYTES,
+    DTYPES,
     GpuPythonEngine,
     PackageSource,
     is_release,
@@ -28,7 +31,7 @@ from fleet_controller.backends.python_engine import (
 from fleet_controller.backends.versions import SGLANG_REPOSITORY, SGLANG_VERSION
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import BackendOverrides
-from fleet_controller.domain.services import ReadinessProbe
+from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
 MAIN = "main"
@@ -36,6 +39,8 @@ PYTHON = "venv/bin/python3"
 # What the lab notes take for both of their models.
 MEMORY_FRACTION = "0.8"
 LOWEST_COMPUTE_CAPABILITY = (7, 5)
+# Tokens a second as the scheduler counts them; only with --enable-metrics.
+METRICS = MetricsProbe(path="/metrics", gauges=("sglang:gen_throughput",))
 ARCHITECTURES = ("x86_64", "aarch64", "arm64")
 
 
@@ -44,6 +49,12 @@ class SGLang(GpuPythonEngine):
 
     name = "sglang"
     default_port = 30000
+    engine_options: Mapping[str, tuple[str, ...]] = {
+        "kv_cache_type": tuple(word for word in CACHE_TYPE_BYTES if word != "fp8"),
+        "tensor_parallel": (),
+        "memory_fraction": (),
+        "dtype": DTYPES,
+    }
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return unsupported_reason(facts, "SGLang", LOWEST_COMPUTE_CAPABILITY, ARCHITECTURES)
@@ -71,6 +82,9 @@ class SGLang(GpuPythonEngine):
         arguments += ["--served-model-name", options.model_name, "--host", options.host, "--port", str(options.port)]
         arguments += ["--context-length", str(options.context_tokens)]
         arguments += ["--max-running-requests", str(options.max_parallel)] if options.max_parallel else []
+        arguments += ["--dtype", options.engine.dtype] if options.engine.dtype else []
+        arguments += ["--kv-cache-dtype", options.engine.kv_cache_type] if options.engine.kv_cache_type else []
+        arguments += ["--enable-metrics"]
         limit = start_limit_seconds(options.weights_bytes)
         return ServeCommand(
             tool=ToolRef(install_key=installation.install_key, name=PYTHON),
@@ -78,6 +92,7 @@ class SGLang(GpuPythonEngine):
             environment=given.environment,
             readiness=ReadinessProbe(path="/health", start_limit_seconds=limit),
             served_model_name=options.model_name,
+            metrics=METRICS,
         )
 
     def parse_version(self, output: str) -> str | None:

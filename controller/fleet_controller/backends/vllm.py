@@ -2,11 +2,14 @@
 
 It takes its part of each GPU (`--gpu-memory-utilization`) at the start, and does not start where that is not free, or
 where the part does not hold the weights and the KV cache of one request at full context. Nothing lies on the CPU.
+A version that ends in "+cpu" computes on the CPU: vllm_cpu.py.
 """
 
 import re
+from collections.abc import Mapping
 
 from fleet_controller.backends.base import (
+    Backend,
     BackendError,
     Installation,
     InstallRequest,
@@ -16,6 +19,8 @@ from fleet_controller.backends.base import (
     ServeOptions,
 )
 from fleet_controller.backends.python_engine import (
+    CACHE_TYPE_BYTES,
+    DTYPES,
     GpuPythonEngine,
     PackageSource,
     is_release,
@@ -28,7 +33,7 @@ from fleet_controller.backends.versions import VLLM_VERSION, VLLM_WHEELS
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import BackendOverrides
-from fleet_controller.domain.services import ReadinessProbe
+from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
 NIGHTLY = "nightly"
@@ -39,6 +44,7 @@ MEMORY_FRACTION = "0.9"
 RESERVE_BYTES = int(2.6 * 1024**3)
 LOWEST_COMPUTE_CAPABILITY = (7, 0)
 ARCHITECTURES = ("x86_64", "aarch64", "arm64")
+METRICS = MetricsProbe(path="/metrics", counters=("vllm:generation_tokens_total",))
 # It would report what it serves on which hardware to its makers.
 NO_USAGE_STATISTICS = EnvironmentVariable(name="VLLM_NO_USAGE_STATS", value="1")
 
@@ -48,6 +54,18 @@ class Vllm(GpuPythonEngine):
 
     name = "vllm"
     default_port = 8000
+    engine_options: Mapping[str, tuple[str, ...]] = {
+        "kv_cache_type": tuple(CACHE_TYPE_BYTES),
+        "tensor_parallel": (),
+        "memory_fraction": (),
+        "dtype": DTYPES,
+    }
+
+    def variant(self, version: str) -> Backend:
+        """Itself, or the one that computes on the CPU."""
+        from fleet_controller.backends.vllm_cpu import CPU_SUFFIX, VllmCpu
+
+        return VllmCpu() if version.endswith(CPU_SUFFIX) else self
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         return unsupported_reason(facts, "vLLM", LOWEST_COMPUTE_CAPABILITY, ARCHITECTURES)
@@ -68,27 +86,51 @@ class Vllm(GpuPythonEngine):
 
     def serve(self, installation: Installation, options: ServeOptions) -> ServeCommand:
         given = options.overrides
-        arguments = ["serve", options.model_path, *given.speculative]
-        arguments += ["--reasoning-parser", given.reasoning_parser] if given.reasoning_parser else []
-        if given.tool_call_parser:
-            arguments += ["--enable-auto-tool-choice", "--tool-call-parser", given.tool_call_parser]
-        arguments += [*given.arguments, "--served-model-name", options.model_name]
-        arguments += ["--host", options.host, "--port", str(options.port)]
-        arguments += ["--max-model-len", str(options.context_tokens)]
+        arguments = serve_arguments(options)
         arguments += ["--gpu-memory-utilization", given.memory_fraction or MEMORY_FRACTION]
         arguments += ["--tensor-parallel-size", str(options.devices)] if options.devices > 1 else []
-        arguments += ["--max-num-seqs", str(options.max_parallel)] if options.max_parallel else []
-        limit = start_limit_seconds(options.weights_bytes)
-        return ServeCommand(
-            tool=ToolRef(install_key=installation.install_key, name=PROGRAM),
-            arguments=tuple(arguments),
-            environment=(NO_USAGE_STATISTICS, *given.environment),
-            readiness=ReadinessProbe(path="/health", start_limit_seconds=limit),
-            served_model_name=options.model_name,
-        )
+        arguments += more_arguments(options)
+        return serve_command(installation, options, arguments, (NO_USAGE_STATISTICS, *given.environment))
 
     def parse_version(self, output: str) -> str | None:
         return parse_package_version(output)
+
+
+def serve_arguments(options: ServeOptions) -> list[str]:
+    """`vllm serve` up to what depends on the device it computes on."""
+    given = options.overrides
+    arguments = ["serve", options.model_path, *given.speculative]
+    arguments += ["--reasoning-parser", given.reasoning_parser] if given.reasoning_parser else []
+    if given.tool_call_parser:
+        arguments += ["--enable-auto-tool-choice", "--tool-call-parser", given.tool_call_parser]
+    arguments += [*given.arguments, "--served-model-name", options.model_name]
+    arguments += ["--host", options.host, "--port", str(options.port)]
+    return [*arguments, "--max-model-len", str(options.context_tokens)]
+
+
+def more_arguments(options: ServeOptions) -> list[str]:
+    """What only a user asks for."""
+    arguments = ["--max-num-seqs", str(options.max_parallel)] if options.max_parallel else []
+    arguments += ["--dtype", options.engine.dtype] if options.engine.dtype else []
+    arguments += ["--kv-cache-dtype", options.engine.kv_cache_type] if options.engine.kv_cache_type else []
+    return arguments
+
+
+def serve_command(
+    installation: Installation,
+    options: ServeOptions,
+    arguments: list[str],
+    environment: tuple[EnvironmentVariable, ...],
+) -> ServeCommand:
+    limit = start_limit_seconds(options.weights_bytes)
+    return ServeCommand(
+        tool=ToolRef(install_key=installation.install_key, name=PROGRAM),
+        arguments=tuple(arguments),
+        environment=environment,
+        readiness=ReadinessProbe(path="/health", start_limit_seconds=limit),
+        served_model_name=options.model_name,
+        metrics=METRICS,
+    )
 
 
 def package_source(version: str) -> PackageSource:

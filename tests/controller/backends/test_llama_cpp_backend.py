@@ -91,7 +91,7 @@ def serve(max_parallel: int = 0, sampling: tuple[tuple[str, str], ...] = (), ext
 def test_server_command() -> None:
     assert serve(sampling=(("temp", "0.7"), ("min-p", "0.00")), extra=("--fit", "on")) == [
         "--model", "/m.gguf", "--jinja", "--ctx-size", "4096", "--temp", "0.7", "--min-p", "0.00",
-        "--fit", "on", "--host", "127.0.0.1", "--port", "8080", "--alias", "m",
+        "--fit", "on", "--host", "127.0.0.1", "--port", "8080", "--alias", "m", "--metrics",
     ]  # fmt: skip
 
 

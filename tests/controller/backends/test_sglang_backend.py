@@ -130,6 +130,7 @@ def test_server_command() -> None:
     assert serve() == [
         "-m", "sglang.launch_server", "--model-path", "/snapshot", "--mem-fraction-static", "0.8",
         "--served-model-name", "m", "--host", "127.0.0.1", "--port", "30001", "--context-length", "4096",
+        "--enable-metrics",
     ]  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def test_what_a_model_and_a_host_add() -> None:
         "-m", "sglang.launch_server", "--model-path", "/snapshot", "--tp-size", "4",
         "--tool-call-parser", "t", "--reasoning-parser", "r", "--speculative-algorithm", "EAGLE", "--x",
         "--mem-fraction-static", "0.95", "--served-model-name", "m", "--host", "127.0.0.1", "--port", "30001",
-        "--context-length", "4096", "--max-running-requests", "8",
+        "--context-length", "4096", "--max-running-requests", "8", "--enable-metrics",
     ]  # fmt: skip
     taken = SGLANG.preallocation(overrides)
     assert (taken.fraction, taken.of_free_memory) == (0.95, True)
