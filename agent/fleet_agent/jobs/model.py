@@ -26,6 +26,7 @@ class Problem:
     code: str = ""
     message: str = ""
     remedy: str = ""
+    tail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class RunToolStep:
     deadline_seconds: float = 0.0
     capture_output: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
+    already_done_text: str = ""
 
 
 @dataclass(frozen=True)

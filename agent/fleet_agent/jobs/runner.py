@@ -139,7 +139,7 @@ class Runner:
             else:
                 error = JobProblem("io-error", f"{path}: {error.strerror or error}")
         if isinstance(error, ProblemError):
-            return Problem(error.code, error.message, error.remedy)
+            return Problem(error.code, error.message, error.remedy, error.tail)
         text = f"{type(error).__name__}: {error}"
         return Problem("internal-error", f"the step broke: {text[:300]}", f"see {self._folder.log_path} on the host")
 

@@ -203,4 +203,5 @@ def status_to_wire(status: ServiceStatus) -> services_pb2.ServiceStatus:
         message.problem.code = status.problem.code
         message.problem.message = status.problem.message
         message.problem.remedy = status.problem.remedy
+        message.problem.tail.extend(status.problem.tail)
     return message

@@ -86,7 +86,7 @@ def _failure(launch: Launch, how: str, log: ServiceLog) -> CommandFailedError:
     if known is not None:
         problem, permanent = known
         return CommandFailedError(
-            Problem(problem.code, f"`{command}` {how}: {problem.message}", problem.remedy), permanent
+            Problem(problem.code, f"`{command}` {how}: {problem.message}", problem.remedy, problem.tail), permanent
         )
     said = "\n".join([line for line in text.splitlines() if line.strip()][-_WORDS_LINES:])
     message = f"`{command}` {how}; its last words:\n{said}" if said else f"`{command}` {how} and said nothing"

@@ -106,7 +106,10 @@ class ServiceJournal:
 
 def encode(record: ServiceRecord) -> dict[str, Any]:
     """A JSON document; enums by their value."""
-    return {"format": FORMAT, **asdict(record)}
+    document = asdict(record)
+    if document["problem"] is not None:
+        del document["problem"]["tail"]  # it is in the service's log
+    return {"format": FORMAT, **document}
 
 
 def decode(document: Any) -> ServiceRecord:

@@ -36,11 +36,12 @@ class DesiredState(str, Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that went wrong, in the words a user sees."""
+    """One thing that went wrong, in the words a user sees; tail: the last lines of what the server printed."""
 
     code: str
     message: str
     remedy: str = ""
+    tail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

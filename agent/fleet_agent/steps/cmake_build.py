@@ -9,7 +9,6 @@ Result: {"changed": bool, "path": ..., "install": install.json}.
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,6 @@ OPTION = re.compile(r"-D[A-Za-z_][A-Za-z0-9_]*(:[A-Z]+)?=[^\0\n]*")
 TARGET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 NINJA_PROGRESS = re.compile(r"^\[(\d+)/(\d+)\]")
 MAKE_PROGRESS = re.compile(r"^\[\s*(\d+)%\]")
-NO_COMPILER = (
-    "No CMAKE_C_COMPILER could be found",
-    "No CMAKE_CXX_COMPILER could be found",
-    "CMAKE_C_COMPILER not set",
-    "CMAKE_CXX_COMPILER not set",
-    "is not a full path and was not found in the PATH",
-    "is not a full path to an existing compiler",
-    "no developer tools were found",
-    "CMAKE_MAKE_PROGRAM is not set",
-)
-NO_CUDA = ("CUDA Toolkit not found", "Failed to find nvcc", "Could NOT find CUDAToolkit", "No CMAKE_CUDA_COMPILER")
 
 
 def check(step: CmakeBuildStep) -> None:
@@ -152,17 +140,10 @@ def _follow(context: StepContext) -> Any:
 
 
 def _configure_problem(context: StepContext, result: ChildResult, install: Install) -> JobProblem:
-    if result.says(*NO_CUDA):
-        remedy = "install the CUDA toolkit (nvcc) on the host and set CUDA_HOME in hosts.yaml, or build for CPU"
-        return JobProblem("cuda-missing", "CMake finds no CUDA toolkit on this host", remedy)
-    if result.says(*NO_COMPILER):
-        mac = sys.platform == "darwin"
-        remedy = "run `xcode-select --install` on the host" if mac else "install gcc, g++ and make on the host"
-        return JobProblem("compiler-missing", "this host has no C and C++ compiler that CMake finds", remedy)
     reason = next((line for line in result.tail if line.startswith("CMake Error")), "")
     problem = context.child_failed("cmake", result, install.final, "configure-failed")
     if reason and problem.code == "configure-failed":
-        return JobProblem(problem.code, f"{problem.message} ({reason})", problem.remedy)
+        return JobProblem(problem.code, f"{problem.message} ({reason})", problem.remedy, tail=problem.tail)
     return problem
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fleet_agent.causes.installs import INSTALL_CAUSES
+from fleet_agent.causes.recognise import find_cause, shown_lines
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
 from fleet_agent.jobs.children import MARKER_NAME, ChildRecord, marker_value
 from fleet_agent.jobs.emitter import Emitter
@@ -24,7 +26,7 @@ Result = TypeVar("Result")
 
 CHILD_GRACE_SECONDS = 10.0
 DRAIN_SECONDS = 2.0
-TAIL_LINES = 40
+TAIL_LINES = 300  # a compiler's error may be followed by what other compilers still print
 CAPTURE_BYTES = 16 << 20
 
 
@@ -173,17 +175,19 @@ class StepContext:
             ended.cancel()
 
     def child_failed(self, what: str, result: ChildResult, path: Path, code: str, remedy: str = "") -> JobProblem:
-        """The problem of a program that ended with an error; a full disk is recognised in what it printed.
+        """The problem of a program that ended with an error, its cause read from what it printed.
 
-        `remedy` is what helps most often; where the whole output lies is always said.
+        `code` and `remedy` are for a cause that nobody knows; where the whole output lies is always said.
         """
         if result.says("No space left on device", "Disk quota exceeded", "os error 28"):
             return disk_full(path, None, free_bytes(path))
-        last = next((line for line in reversed(result.tail) if line.strip()), "it printed nothing")
-        hints = [hint for hint in (remedy, f"all that it printed is in {self.job.events_path} there") if hint]
-        return JobProblem(
-            code, f"{what} failed with exit code {result.exit_code}: {last.strip()[:300]}", "; ".join(hints)
-        )
+        known = find_cause(INSTALL_CAUSES, "\n".join(result.tail))
+        lines = shown_lines(result.tail, known.line if known else "")
+        tail = (*lines, f"(all of it is in {self.job.events_path} on the host)")
+        if known is not None:
+            return JobProblem(known.code, f"{what} failed: {known.message}", known.remedy, tail=tail)
+        last = lines[-1].strip() if lines else "it printed nothing"
+        return JobProblem(code, f"{what} failed with exit code {result.exit_code}: {last}", remedy, tail=tail)
 
 
 class _Output:

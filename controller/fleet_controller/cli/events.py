@@ -42,7 +42,7 @@ def finish_events(finished: list[controller_pb2.HostEvent], as_json: bool) -> No
             if event.HasField("host_key"):  # what to do about it was said when it was asked about
                 report(f"{event.host}: nothing was done: its host key is not accepted")
             elif event.HasField("problem"):
-                report(f"{event.host}: {event.problem.message}", event.problem.remedy)
+                report(f"{event.host}: {event.problem.message}", event.problem.remedy, event.problem.tail)
             else:
                 print(f"{event.host}: {event.message}")
     leave_with(finished)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 OK, SOME_HOST_FAILED, WRONG_USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -35,11 +36,13 @@ class Detached(CommandFailure):
         super().__init__(message, remedy, INTERRUPTED)
 
 
-def report(message: str, remedy: str = "") -> None:
-    """Print `error: ...` and, where something can be done, `next: ...` to stderr."""
+def report(message: str, remedy: str = "", tail: Sequence[str] = ()) -> None:
+    """Print `error: ...` and, where something can be done, `next: ...` to stderr; then what the program said."""
     print(f"error: {message}", file=sys.stderr)
     if remedy:
         print(f"  next: {remedy}", file=sys.stderr)
+    for line in tail:
+        print(f"  | {line}", file=sys.stderr)
 
 
 def print_failure(failure: CommandFailure) -> None:

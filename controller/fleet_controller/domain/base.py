@@ -10,11 +10,12 @@ class Frozen(BaseModel):
 
 
 class Problem(Frozen):
-    """One thing that went wrong, in the words a user sees."""
+    """One thing that went wrong, in the words a user sees; `tail` = the last lines that the failed program printed."""
 
     code: str
     message: str
     remedy: str = ""
+    tail: tuple[str, ...] = ()
 
 
 class EnvironmentVariable(Frozen):

@@ -116,7 +116,8 @@ def _stage(steps: tuple[Step, ...], index: int) -> str:
 
 def _failure(job_id: str, state: JobState | None, problem: Problem | None) -> JobFailed:
     if problem is not None:
-        return JobFailed(problem.code, problem.message, problem.remedy or "repeat the command: it goes on where it was")
+        remedy = problem.remedy or "repeat the command: it goes on where it was"
+        return JobFailed(problem.code, problem.message, remedy, tail=problem.tail)
     if state is JobState.CANCELLED:
         return JobFailed("cancelled", f"job {job_id} was cancelled", "repeat the command to start it again")
     return JobFailed("job-failed", f"job {job_id} failed and left no reason", "look at the agent's log on the host")

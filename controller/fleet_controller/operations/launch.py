@@ -72,7 +72,8 @@ def _failure(status: ServiceStatus) -> LaunchFailed:
     name = status.spec.name
     remedy = f"fleet logs {name} shows what it printed"
     if status.problem is not None:
-        return LaunchFailed(status.problem.code, status.problem.message, status.problem.remedy or remedy)
+        problem = status.problem
+        return LaunchFailed(problem.code, problem.message, problem.remedy or remedy, tail=problem.tail)
     code = f" with exit code {status.last_exit_code}" if status.last_exit_code is not None else ""
     return LaunchFailed("start-failed", f"{name} ended{code} before it was ready", remedy)
 

@@ -7,9 +7,11 @@ from fleet_controller.transport.errors import TransportError
 class OperationError(Exception):
     """The request cannot be carried out at all. `usage`: the user asked for something that does not exist."""
 
-    def __init__(self, code: str, message: str, remedy: str = "", usage: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, remedy: str = "", usage: bool = False, tail: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
-        self.problem = Problem(code=code, message=message, remedy=remedy)
+        self.problem = Problem(code=code, message=message, remedy=remedy, tail=tail)
         self.usage = usage
 
 

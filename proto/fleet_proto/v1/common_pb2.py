@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66leet_proto/v1/common.proto\x12\x08\x66leet.v1\"X\n\x10HandshakeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x18\n\x10minimum_protocol\x18\x02 \x01(\r\x12\x18\n\x10software_version\x18\x03 \x01(\t\"\xc4\x01\n\x0eHandshakeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x18\n\x10minimum_protocol\x18\x02 \x01(\r\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x12\n\nmachine_id\x18\x04 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x03\x12\x0b\n\x03pid\x18\x06 \x01(\x05\x12\x1d\n\x10warm_connections\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_warm_connections\"8\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\"3\n\x0fProcessIdentity\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x13\n\x0bstart_token\x18\x02 \x01(\t\"2\n\x13\x45nvironmentVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66leet_proto/v1/common.proto\x12\x08\x66leet.v1\"X\n\x10HandshakeRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x18\n\x10minimum_protocol\x18\x02 \x01(\r\x12\x18\n\x10software_version\x18\x03 \x01(\t\"\xc4\x01\n\x0eHandshakeReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x18\n\x10minimum_protocol\x18\x02 \x01(\r\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x12\n\nmachine_id\x18\x04 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x05 \x01(\x03\x12\x0b\n\x03pid\x18\x06 \x01(\x05\x12\x1d\n\x10warm_connections\x18\x07 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_warm_connections\"F\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\t\x12\x0c\n\x04tail\x18\x04 \x03(\t\"3\n\x0fProcessIdentity\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x13\n\x0bstart_token\x18\x02 \x01(\t\"2\n\x13\x45nvironmentVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDSHAKEREPLY']._serialized_start=132
   _globals['_HANDSHAKEREPLY']._serialized_end=328
   _globals['_PROBLEM']._serialized_start=330
-  _globals['_PROBLEM']._serialized_end=386
-  _globals['_PROCESSIDENTITY']._serialized_start=388
-  _globals['_PROCESSIDENTITY']._serialized_end=439
-  _globals['_ENVIRONMENTVARIABLE']._serialized_start=441
-  _globals['_ENVIRONMENTVARIABLE']._serialized_end=491
+  _globals['_PROBLEM']._serialized_end=400
+  _globals['_PROCESSIDENTITY']._serialized_start=402
+  _globals['_PROCESSIDENTITY']._serialized_end=453
+  _globals['_ENVIRONMENTVARIABLE']._serialized_start=455
+  _globals['_ENVIRONMENTVARIABLE']._serialized_end=505
 # @@protoc_insertion_point(module_scope)
