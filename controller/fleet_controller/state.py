@@ -19,7 +19,6 @@ from fleet_controller.settings import private_folder
 BUSY_TIMEOUT_SECONDS = 10.0
 # A plan is run within minutes; each dry run leaves one, of some hundred kilobytes for a large fleet.
 PLAN_KEPT_MS = 7 * 24 * 3600 * 1000
-SQL_NAMES: dict[type, str] = {str: "TEXT", int: "INTEGER", float: "FLOAT"}
 
 
 class NewerDatabaseError(Exception):
@@ -42,14 +41,22 @@ def _create_hosts_and_plans(connection: sqlite3.Connection) -> None:
 
 
 def _create_results(connection: sqlite3.Connection) -> None:
-    from fleet_controller.results.columns import RESULT_COLUMNS
+    from fleet_controller.results.schema import create_first_results
 
-    columns = ", ".join(f"{name} {SQL_NAMES[kind]}" for name, kind in RESULT_COLUMNS.items())
-    connection.execute(f"CREATE TABLE results (id INTEGER PRIMARY KEY, {columns})")
-    connection.execute("CREATE INDEX idx_results_model_host ON results (model, host)")
+    create_first_results(connection)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_hosts_and_plans, _create_results)
+def _make_results_comparable(connection: sqlite3.Connection) -> None:
+    from fleet_controller.results.schema import create_comparable_results
+
+    create_comparable_results(connection)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _create_hosts_and_plans,
+    _create_results,
+    _make_results_comparable,
+)
 
 
 class StateDatabase:
@@ -97,6 +104,10 @@ class StateDatabase:
         """The body that `save_plan` kept, or None where no such plan is known."""
         found = self.connection.execute("SELECT body FROM plans WHERE plan_id = ?", (plan_id,)).fetchone()
         return None if found is None else str(found[0])
+
+    def transaction(self) -> "_transaction":
+        """`with database.transaction() as connection:` keeps all that is written inside, or nothing of it."""
+        return _transaction(self.connection)
 
     def close(self) -> None:
         self.__dict__.pop("tables", None)

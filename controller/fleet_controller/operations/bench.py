@@ -18,11 +18,11 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import run_job
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.planning.devices import busy_text, foreign_processes
-from fleet_controller.results.columns import Result
+from fleet_controller.results.columns import Metric, Result, Run
 from fleet_controller.results.store import save_results
 from fleet_inventory.hosts import Host
 
-TEST_NAMES = {"prefill": "pp", "decode": "tg"}
+TEST_KINDS = {"prefill": Metric.PREFILL, "decode": Metric.DECODE}
 MODEL_OPTION = "--model"
 
 
@@ -64,8 +64,9 @@ async def _on_host(context: FleetContext, host: Host, request: BenchRequest) -> 
         output = str(found[-1].get("stdout", "")) if found else ""
         rows = _parsed(spec, output, request.options)
         finished = int(time.time() * 1000)
-        results = [_result(host, facts, spec, job, row, request, output, finished) for row in rows]
-        save_results(context.database, results)
+        results = [_result(host, facts, spec, job, row, request, finished) for row in rows]
+        run = Run(run_id=job.job_id, host=host.name, job_id=job.job_id, stdout=output, finished_unix_ms=finished)
+        save_results(context.database, results, run)
         yield _measured(host, results)
     except Exception as error:
         yield HostEvent(host=host.name, stage="bench", done=True, problem=problem_of(error))
@@ -129,13 +130,13 @@ def _result(
     job: JobSpec,
     row: BenchRow,
     request: BenchRequest,
-    raw: str,
     finished_unix_ms: int,
 ) -> Result:
     step = job.steps[0].run_tool
     assert step is not None
     return Result(
         run_id=job.job_id,
+        job_id=job.job_id,
         host=host.name,
         model=spec.name,
         quantization=spec.quantization,
@@ -143,18 +144,19 @@ def _result(
         backend_version=spec.backend_version,
         artifact=model_path(spec),
         client=client_name(step),
-        test=f"{TEST_NAMES.get(row.kind, row.kind)}{row.tokens}",
+        test_kind=TEST_KINDS[row.kind],
+        depth=row.depth_tokens,
         prompt_tokens=row.tokens if row.kind == "prefill" else 0,
         generation_tokens=row.tokens if row.kind == "decode" else 0,
         repetitions=request.repetitions,
-        mean_tokens_per_second=row.mean_tokens_per_second,
-        stddev_tokens_per_second=row.deviation_tokens_per_second,
+        mean=row.mean_tokens_per_second,
+        deviation=row.deviation_tokens_per_second,
+        samples=row.samples_tokens_per_second,
         chip=chip_name(facts),
-        driver_version=facts.nvidia.driver_version if facts.nvidia else None,
+        driver_version=(facts.nvidia.driver_version or "") if facts.nvidia else "",
         power_limit_watts=facts.gpus[0].power_limit_watts if facts.gpus else None,
         os_name=facts.system.os_name,
         flags=json.dumps(step.arguments),
-        raw=raw,
         finished_unix_ms=finished_unix_ms,
     )
 
@@ -175,8 +177,8 @@ def chip_name(facts: HostFacts) -> str:
 
 
 def _measured(host: Host, results: list[Result]) -> HostEvent:
-    text = ", ".join(f"{result.test} {result.mean_tokens_per_second:.1f} tokens/s" for result in results)
-    rows = [result.model_dump(exclude={"raw"}) for result in results]
+    text = ", ".join(f"{result.test} {result.mean:.1f} tokens/s" for result in results)
+    rows = [result.model_dump(mode="json") for result in results]
     return HostEvent(
         host=host.name, stage="bench", message=text, done=True, changed=False, result_json=json.dumps({"rows": rows})
     )

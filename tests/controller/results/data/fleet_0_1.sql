@@ -1,0 +1,13 @@
+BEGIN TRANSACTION;
+CREATE TABLE hosts (name TEXT PRIMARY KEY, report TEXT, taken_unix_ms INTEGER);
+CREATE TABLE plans (plan_id TEXT PRIMARY KEY, created_unix_ms INTEGER, body TEXT);
+INSERT INTO "plans" VALUES('p1',1790000000000,'kept');
+CREATE TABLE results (id INTEGER PRIMARY KEY, run_id TEXT, host TEXT, model TEXT, quantization TEXT, backend TEXT, backend_version TEXT, artifact TEXT, client TEXT, test TEXT, prompt_tokens INTEGER, generation_tokens INTEGER, repetitions INTEGER, mean_tokens_per_second FLOAT, stddev_tokens_per_second FLOAT, chip TEXT, driver_version TEXT, power_limit_watts FLOAT, os_name TEXT, flags TEXT, raw TEXT, finished_unix_ms INTEGER);
+INSERT INTO "results" VALUES(1,'bench-a','gpu1','qwen3.5-4b','Q4_K_M','llama.cpp','b8396','/models/tiny.gguf','llama-bench','pp512',512,0,3,4000.25,7.5,'NVIDIA GeForce RTX 4090','580.1',450.0,'Ubuntu 24.04','["-p", "512"]','[{"build": "raw of bench-a"}]',1790000000000);
+INSERT INTO "results" VALUES(2,'bench-a','gpu1','qwen3.5-4b','Q4_K_M','llama.cpp','b8396','/models/tiny.gguf','llama-bench','tg128',0,128,3,150.4,NULL,'NVIDIA GeForce RTX 4090','580.1',450.0,'Ubuntu 24.04','["-p", "512"]','[{"build": "raw of bench-a"}]',1790000000000);
+INSERT INTO "results" VALUES(3,'bench-b','mac1','qwen3.5-4b','Q4_K_M','llama.cpp','b8396','/models/tiny.gguf','llama-bench','tg128',0,128,3,24.44,0.28,'NVIDIA GeForce RTX 4090',NULL,NULL,'Ubuntu 24.04','["-p", "512"]','[{"build": "raw of bench-b"}]',1790000001000);
+INSERT INTO "results" VALUES(4,'bench-b','mac1','qwen3.5-4b','Q4_K_M','llama.cpp','b8396','/models/tiny.gguf','llama-bench','tg128',0,128,3,24.44,0.28,'NVIDIA GeForce RTX 4090',NULL,NULL,'Ubuntu 24.04','["-p", "512"]','[{"build": "raw of bench-b"}]',1790000001000);
+CREATE INDEX idx_plans_created_unix_ms ON plans (created_unix_ms);
+CREATE INDEX idx_results_model_host ON results (model, host);
+COMMIT;
+PRAGMA user_version = 2;
