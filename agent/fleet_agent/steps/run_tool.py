@@ -1,6 +1,7 @@
 """A program of an install of ours, or of the host's allowlist, with arguments; no shell.
 
-Result: {"exit_code": 0, "stdout": text with capture_output}. Any other exit code fails the job.
+Result: {"exit_code": 0, "stdout": text with capture_output}. Any other exit code fails the job, unless the
+tool says in the step's own words that its work was done before.
 """
 
 from typing import Any
@@ -33,6 +34,7 @@ async def run(step: RunToolStep, context: StepContext) -> dict[str, Any]:
         deadline_seconds=step.deadline_seconds,
         capture=step.capture_output,
     )
-    if result.exit_code != 0:
+    done = bool(step.already_done_text) and result.says(step.already_done_text)
+    if result.exit_code != 0 and not done:
         raise context.child_failed(step.tool.name, result, context.layout.machine_dir, "tool-failed")
     return {"exit_code": 0, "stdout": result.stdout} if step.capture_output else {"exit_code": 0}

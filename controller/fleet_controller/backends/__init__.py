@@ -2,11 +2,14 @@
 
 from fleet_controller.backends.base import Backend, HasVariants
 from fleet_controller.backends.llama_cpp import LlamaCpp
+from fleet_controller.backends.lm_studio import LmStudio
 from fleet_controller.backends.mlx_lm import MlxLm
 from fleet_controller.backends.sglang import SGLang
 from fleet_controller.backends.vllm import Vllm
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (LlamaCpp(), MlxLm(), Vllm(), SGLang())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (LlamaCpp(), MlxLm(), Vllm(), SGLang(), LmStudio())
+}
 
 __all__ = ["BACKENDS", "Backend", "backend_for"]
 

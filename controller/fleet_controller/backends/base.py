@@ -11,18 +11,22 @@ from fleet_controller.backends.options import EngineOptions
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
-from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
+from fleet_controller.domain.services import MetricsProbe, ReadinessProbe, ToolRun
 from fleet_controller.domain.steps import Step, ToolRef
 
 
 class BackendError(Exception):
-    """A backend cannot do what was asked on this host. `code` is kebab-case, `remedy` says what to do next."""
+    """A backend cannot do what was asked on this host. `code` is kebab-case, `remedy` says what to do next.
 
-    def __init__(self, code: str, message: str, remedy: str = "") -> None:
+    `refused`: it could, and does not by policy (exit code 3).
+    """
+
+    def __init__(self, code: str, message: str, remedy: str = "", *, refused: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.remedy = remedy
+        self.refused = refused
 
 
 class InstallRequest(Frozen):
@@ -77,7 +81,10 @@ class ServeOptions(Frozen):
 
 
 class ServeCommand(Frozen):
-    """`left_out` are the optional words that the installed build does not know; `metrics` None = it tells no rate."""
+    """`left_out` are the optional words that the installed build does not know; `metrics` None = it tells no rate.
+
+    `before_start`, `after_stop` and `shared_port_path` as in ServiceSpec: for servers that are driven, not started.
+    """
 
     tool: ToolRef
     arguments: tuple[str, ...]
@@ -86,6 +93,9 @@ class ServeCommand(Frozen):
     served_model_name: str = ""
     metrics: MetricsProbe | None = None
     left_out: tuple[tuple[str, ...], ...] = ()
+    before_start: tuple[ToolRun, ...] = ()
+    after_stop: tuple[ToolRun, ...] = ()
+    shared_port_path: str = ""
 
 
 class Preallocation(Frozen):
@@ -150,6 +160,33 @@ class Preallocates(Protocol):
     """The trait of backends that take a fixed part of each GPU, and deal a model out to all their GPUs."""
 
     def preallocation(self, overrides: BackendOverrides) -> Preallocation: ...
+
+
+@runtime_checkable
+class SharesServer(Protocol):
+    """The trait of backends whose services on a host are all answered by one server, on one port.
+
+    The server is known by its answer to `shared_port_path`.
+    """
+
+    shared_port_path: str
+
+
+@runtime_checkable
+class KeepsModels(Protocol):
+    """The trait of backends with a store of their own, into which a model must be put before it is served."""
+
+    def fetches(self, artifact: ModelArtifact) -> bool:
+        """Whether it fetches the files itself, so that we fetch none."""
+        ...
+
+    def store_steps(self, artifact: ModelArtifact, hf_home: str) -> tuple[Step, ...]:
+        """What puts the model into the store, once the files that we fetch are there."""
+        ...
+
+    def store_warning(self, artifact: ModelArtifact) -> str:
+        """What a person should know of a model that it fetches; "" = nothing."""
+        ...
 
 
 class BenchOptions(Frozen):

@@ -7,6 +7,7 @@ from fleet_controller.domain.steps import ArtifactFile
 GGUF = "gguf"
 MLX = "mlx"
 SAFETENSORS = "safetensors"
+LMSTUDIO = "lmstudio"  # an entry of LM Studio's own catalog, which LM Studio fetches; its repository is none of the hub
 
 
 class ModelArtifact(Frozen):

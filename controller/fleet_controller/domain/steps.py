@@ -98,6 +98,7 @@ class RunToolStep(Frozen):
     deadline_seconds: float = 0.0
     capture_output: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
+    already_done_text: str = ""
 
 
 class HealthProbeStep(Frozen):

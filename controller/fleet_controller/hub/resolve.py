@@ -14,6 +14,7 @@ from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import (
     GGUF,
+    LMSTUDIO,
     MLX,
     SAFETENSORS,
     BackendOverrides,
@@ -106,11 +107,16 @@ def _of_catalog(
         shape=catalog_shape(model.architecture, model.max_context),
         artifacts=tuple(artifacts),
         overrides=tuple((name, _overrides(model, name, request)) for name in BACKENDS),
-        warnings=_gated_warnings({artifact.repository for artifact in artifacts}, lister),
+        warnings=_gated_warnings({item.repository for item in artifacts if item.format != LMSTUDIO}, lister),
     )
 
 
 def _of_entry(entry: CatalogArtifact, lister: Lister) -> ModelArtifact:
+    if entry.format.value == LMSTUDIO:  # none of the hub's: LM Studio fetches it
+        size = entry.size_bytes
+        return ModelArtifact(
+            format=LMSTUDIO, quantization=entry.quantization, repository=entry.repository, weights_bytes=size
+        )
     snapshot = lister(entry.repository)
     files = snapshot.select(entry.files)
     kind = ".gguf" if entry.format.value == GGUF else ".safetensors"

@@ -7,7 +7,7 @@ from fleet_controller.backends.base import MemoryUse, Preallocates
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
-from fleet_controller.domain.resolved import MLX, SAFETENSORS, ModelArtifact, ResolvedModel
+from fleet_controller.domain.resolved import LMSTUDIO, MLX, SAFETENSORS, ModelArtifact, ResolvedModel
 from fleet_controller.planning.devices import MemoryPool
 from fleet_controller.planning.fit import Fit, context_levels, judge_fit
 from fleet_controller.planning.problem import PlanProblem
@@ -16,8 +16,9 @@ FALLBACK_CONTEXT = 8192
 # Native formats first; plain safetensors are unquantized originals, taken when nothing else is there or on request.
 APPLE_PREFERENCE = (("mlx-lm", MLX), ("llama.cpp", "gguf"), ("mlx-lm", SAFETENSORS))
 PREFERENCE = (("llama.cpp", "gguf"), ("mlx-lm", MLX), ("mlx-lm", SAFETENSORS))
-# Large installs that take most of a GPU for themselves: never without being asked for by name.
-ON_REQUEST = (("vllm", SAFETENSORS), ("sglang", SAFETENSORS))
+# Large installs that take most of a GPU for themselves, and a program of the user's own: only when asked for by name.
+ON_REQUEST = (("vllm", SAFETENSORS), ("sglang", SAFETENSORS), ("lm-studio", LMSTUDIO), ("lm-studio", "gguf"))
+APPLE_ON_REQUEST = (*ON_REQUEST[:3], ("lm-studio", MLX), ("lm-studio", "gguf"))
 
 
 class Choice(Frozen):
@@ -52,10 +53,11 @@ def usable(
     Raises PlanProblem where nothing is left, saying which wish ruled it out.
     """
     wanted = backend_named(request.backend).name if request.backend else ""
-    preference = APPLE_PREFERENCE if facts.apple is not None else PREFERENCE
+    apple = facts.apple is not None
+    preference, on_request = (APPLE_PREFERENCE, APPLE_ON_REQUEST) if apple else (PREFERENCE, ON_REQUEST)
     groups: list[tuple[Backend, list[ModelArtifact]]] = []
     reasons: list[str] = []
-    for name, artifact_format in (*preference, *(ON_REQUEST if wanted else ())):
+    for name, artifact_format in (*preference, *(on_request if wanted else ())):
         backend = BACKENDS[name]
         if wanted and name != wanted:
             continue

@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+from fleet_controller.backends import Backend
+from fleet_controller.backends.base import KeepsModels
 from fleet_controller.domain.addresses import base_url
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import EnvironmentVariable
@@ -40,6 +42,23 @@ def model_step(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]
     )
     missing = sum(file.size_bytes for file in artifact.files if file.path not in held)
     return Step(name=f"fetch {artifact.repository}", hub_download=step), missing
+
+
+def model_steps(
+    host: Host, facts: HostFacts, backend: Backend, artifact: ModelArtifact, cached: tuple[Artifact, ...]
+) -> tuple[tuple[Step, ...], int]:
+    """Everything that puts the model where the backend serves it from, and how many bytes we still have to fetch.
+
+    What a backend fetches itself is not counted: only it knows what it has.
+    """
+    if not isinstance(backend, KeepsModels):
+        step, missing = model_step(host, artifact, cached)
+        return (step,), missing
+    kept = backend.store_steps(artifact, facts.layout.hf_home)
+    if backend.fetches(artifact):
+        return kept, 0
+    step, missing = model_step(host, artifact, cached)
+    return (step, *kept), missing
 
 
 def prepare_job(

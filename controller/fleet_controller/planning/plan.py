@@ -1,7 +1,7 @@
 """The plan of one host: pure and deterministic, so that it can be shown before it runs and repeated without harm."""
 
-from fleet_controller.backends import BACKENDS
-from fleet_controller.backends.base import BackendError, Installation
+from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.backends.base import BackendError, Installation, KeepsModels, SharesServer
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import GpuFacts, HostFacts
@@ -13,7 +13,7 @@ from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus
-from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_step, prepare_job, retried, smoke_job
+from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
@@ -69,7 +69,7 @@ def plan_host(
         return _stopped(host.name, action, problem.problem)
     except BackendError as error:
         problem_found = Problem(code=error.code, message=error.message, remedy=error.remedy)
-        return _stopped(host.name, PlanAction.FAIL, problem_found)
+        return _stopped(host.name, PlanAction.REFUSE if error.refused else PlanAction.FAIL, problem_found)
     if work.choice.fit.verdict is FitVerdict.REFUSED:
         return _does_not_fit(host.name, work)
     return _planned(host, facts, work, running)
@@ -161,21 +161,31 @@ def _decide(
     choice = choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
     backend, gpus = BACKENDS[choice.backend], used[choice.backend]
     if check_busy:
-        _refuse_busy(facts, gpus)
+        if not _joins_server(backend, services):
+            _refuse_busy(facts, gpus)
         _refuse_too_many(host, services, running)
     installation = choose_installation(facts, backend, gpus, request, resolved, running)
     port = choose_port(host, request, services, running, backend)
     spec = service_spec(host, facts, gpus, request, resolved, choice, installation, port)
-    files_step, download_bytes = model_step(host, choice.artifact, cached)
+    files_steps, download_bytes = model_steps(host, facts, backend, choice.artifact, cached)
     return _Work(
         choice=choice,
         installation=installation,
         spec=spec,
         # A file that should be there is looked for at once: an engine may take half an hour to build.
-        steps=(files_step, *installation.steps) if choice.artifact.local_path else (*installation.steps, files_step),
+        steps=(*files_steps, *installation.steps)
+        if choice.artifact.local_path
+        else (*installation.steps, *files_steps),
         download_bytes=download_bytes,
         warnings=_warnings(gpus, request, resolved, choice, installation),
     )
+
+
+def _joins_server(backend: Backend, services: tuple[ServiceStatus, ...]) -> bool:
+    """Whether a server of the backend's own already serves a model of ours: then it is what is seen on the device."""
+    if not isinstance(backend, SharesServer):
+        return False
+    return any(status.spec.backend == backend.name and _is_up(status) for status in services)
 
 
 def _refuse_busy(facts: HostFacts, gpus: tuple[GpuFacts, ...]) -> None:
@@ -211,6 +221,8 @@ def _warnings(
 ) -> tuple[str, ...]:
     fit, backend = choice.fit, BACKENDS[choice.backend]
     found = [*resolved.warnings, *installation.warnings]
+    if isinstance(backend, KeepsModels) and (note := backend.store_warning(choice.artifact)):
+        found.append(note)
     if fit.verdict is FitVerdict.FITS_WITH_OFFLOAD:
         hint = choice.fully_fitting_context
         rest = f"; --context {hint} would fit entirely" if hint else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import PlannedCommand
-from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.domain.services import ServiceSpec, ToolRun
 from fleet_controller.domain.steps import (
     ChatProbeStep,
     CmakeBuildStep,
@@ -50,8 +50,20 @@ def render(
     for step in steps:
         made = [_with_environment(command, environment) for command in _step(facts, step)]
         (after if step.chat_probe or step.health_probe else before).extend(made)
-    serve = [serve_command(facts, service)] if service is not None else []
-    return (*before, *serve, *after)
+    serve = list(_service_commands(facts, service)) if service is not None else []
+    stop = [_command(facts, service, run, "when stopped") for run in service.after_stop] if service is not None else []
+    return (*before, *serve, *after, *stop)
+
+
+def _service_commands(facts: HostFacts, service: ServiceSpec) -> Iterator[PlannedCommand]:
+    for run in service.before_start:
+        yield _command(facts, service, run, "before serve")
+    yield serve_command(facts, service)
+
+
+def _command(facts: HostFacts, service: ServiceSpec, run: ToolRun, purpose: str) -> PlannedCommand:
+    argv = (tool_path(facts, run.tool), *run.arguments)
+    return PlannedCommand(purpose=purpose, argv=argv, environment=service.environment)
 
 
 def _with_environment(command: PlannedCommand, environment: tuple[EnvironmentVariable, ...]) -> PlannedCommand:

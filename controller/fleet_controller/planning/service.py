@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 
 from fleet_controller.backends import BACKENDS, Backend
-from fleet_controller.backends.base import Installation, ServeOptions
+from fleet_controller.backends.base import Installation, ServeOptions, SharesServer
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
-from fleet_controller.domain.services import ServiceSpec, ServiceStatus
+from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceStatus
 from fleet_controller.planning.candidates import Choice
 from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.hosts import Host
@@ -75,6 +75,9 @@ def service_spec(
         promised_memory_bytes=choice.fit.promised_bytes,
         served_model_name=command.served_model_name,
         gpu_indices=tuple(gpu.index for gpu in gpus),
+        before_start=command.before_start,
+        after_stop=command.after_stop,
+        shared_port_path=command.shared_port_path,
     )
 
 
@@ -88,6 +91,13 @@ def choose_port(
     """The port asked for, else the one it has, else the backend's default or the next that no service of ours has."""
     taken = {status.spec.port: status.spec.name for status in services if status is not running}
     limits = host.limits.ports
+    if isinstance(backend, SharesServer):
+        shared = next((status.spec for status in services if _shares(status, running, backend)), None)
+        if shared is not None and request.port in (None, shared.port):
+            return shared.port
+        if shared is not None:
+            message = f"{backend.name} has one server on this host, and {shared.name} is served by it on {shared.port}"
+            raise PlanProblem("port-taken", message, f"give --port {shared.port}, or leave it out", refused=True)
     if request.port:
         if request.port in taken:
             message = f"port {request.port} belongs to {taken[request.port]} on this host"
@@ -104,6 +114,11 @@ def choose_port(
         message = f"every port of limits.ports ({first}-{last}) is taken"
         raise PlanProblem("port-taken", message, "stop a service, or widen limits.ports", refused=True)
     return free
+
+
+def _shares(status: ServiceStatus, running: ServiceStatus | None, backend: Backend) -> bool:
+    wanted = status.desired is DesiredState.RUNNING
+    return wanted and status is not running and status.spec.backend == backend.name
 
 
 def _device_order(facts: HostFacts) -> tuple[EnvironmentVariable, ...]:

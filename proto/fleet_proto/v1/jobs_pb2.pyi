@@ -461,12 +461,15 @@ class RunToolStep(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     CAPTURE_OUTPUT_FIELD_NUMBER: _builtins.int
     SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    ALREADY_DONE_TEXT_FIELD_NUMBER: _builtins.int
     stall_seconds: _builtins.float
     """no output for that long = stalled; 0 = no stall timer"""
     deadline_seconds: _builtins.float
     """0 = none"""
     capture_output: _builtins.bool
     """stdout in the result event, up to 16 MiB"""
+    already_done_text: _builtins.str
+    """a failure that says this is none: the work was done before"""
     @_builtins.property
     def tool(self) -> Global___ToolRef: ...
     @_builtins.property
@@ -487,10 +490,11 @@ class RunToolStep(_message.Message):
         deadline_seconds: _builtins.float = ...,
         capture_output: _builtins.bool = ...,
         secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
+        already_done_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "capture_output", b"capture_output", "deadline_seconds", b"deadline_seconds", "environment", b"environment", "secret_environment", b"secret_environment", "stall_seconds", b"stall_seconds", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_done_text", b"already_done_text", "arguments", b"arguments", "capture_output", b"capture_output", "deadline_seconds", b"deadline_seconds", "environment", b"environment", "secret_environment", b"secret_environment", "stall_seconds", b"stall_seconds", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
