@@ -4,6 +4,7 @@ No engine is started to ask its version except llama-server, which answers in mi
 more than half a minute): Python packages are looked up in the metadata beside their launcher.
 """
 
+import datetime
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_agent.configuration import find_host_tool, tool_folders
+from fleet_agent.engines.served import served_unix_ms
 from fleet_agent.probes.model import EngineFacts, ProbeContext
 from fleet_agent.probes.reading import read_text, version_text
 
@@ -53,6 +55,8 @@ def parse_install(folder: Path, text: str) -> EngineFacts | None:
         managed=True,
         install_key=folder.name,
         size_bytes=size if isinstance(size, int) else None,
+        created_unix_ms=parse_created(document.get("created")),
+        served_unix_ms=served_unix_ms(folder),
         flags=_flags(document.get("flags")),
     )
 
@@ -60,6 +64,14 @@ def parse_install(folder: Path, text: str) -> EngineFacts | None:
 def _flags(value: Any) -> tuple[str, ...]:
     """The options that the server listed when it was installed; () = not known."""
     return tuple(str(flag) for flag in value) if isinstance(value, list) else ()
+
+
+def parse_created(value: Any) -> int | None:
+    """Unix milliseconds of install.json's "2026-11-24T19:40:00+00:00"."""
+    try:
+        return int(datetime.datetime.fromisoformat(value).timestamp() * 1000)
+    except (TypeError, ValueError):
+        return None
 
 
 def _on_path(context: ProbeContext) -> list[EngineFacts]:

@@ -225,7 +225,7 @@ async def _parts(
             facts,
             JobCalls(jobs),
             ServiceCalls(services, SecretStore.of(layout)),
-            EngineCalls(layout, services),
+            EngineCalls(layout, services, jobs),
             SecretCalls(SecretStore.of(layout)),
             ServerCalls(services),
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
+from fleet_agent.engines.served import ServedJournal, note_ready
 from fleet_agent.layout import Layout
 from fleet_agent.leases.store import LeaseStore
 from fleet_agent.problem import ProblemError
@@ -19,7 +20,7 @@ from fleet_agent.process import ProcessIdentity, resident_bytes
 from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
 from fleet_agent.services.damaged import DamagedServices
 from fleet_agent.services.devices import NvidiaDevices
-from fleet_agent.services.journal import ServiceJournal, ServiceRecord
+from fleet_agent.services.journal import ServiceRecord
 from fleet_agent.services.launch import Launch
 from fleet_agent.services.logs import LogLimits, ServiceLog
 from fleet_agent.services.managed import DEFAULT_GRACE_SECONDS, ManagedService, ServiceContext
@@ -56,7 +57,7 @@ class ServiceSupervisor:
         self._log_limits = log_limits or LogLimits()
         self._devices = devices or NvidiaDevices()
         self._leases = LeaseStore.of(layout)
-        self._journal = ServiceJournal(layout.services_dir)
+        self._journal = ServedJournal(layout.services_dir, layout.engines_dir)
         self._context = ServiceContext(
             self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir, self._command
         )
@@ -74,6 +75,7 @@ class ServiceSupervisor:
             self._damaged.add(broken)
         held = self._leases.paused()
         for record in records:
+            note_ready(record, self._layout.engines_dir)
             service = self._add(record)
             self._claim(record.spec)
             lease = held.get(record.spec.name)

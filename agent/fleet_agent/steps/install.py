@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fleet_agent.configuration import INSTALL_KEY
+from fleet_agent.engines.sizes import disk_use
 from fleet_agent.file_lock import file_lock
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.store import fsync_folder, write_json
@@ -59,6 +60,7 @@ class Install:
 
     def finish(self, options: dict[str, Any], binaries: list[str], **more: Any) -> None:
         """Write install.json into the staging folder and rename it into place."""
+        use = disk_use(self.staging)
         document = {
             "install_key": self.key,
             "backend": self.backend,
@@ -66,6 +68,8 @@ class Install:
             "options": options,
             "binaries": binaries,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "size_bytes": use.size_bytes,
+            "shared_bytes": use.shared_bytes,  # by hard links with uv's cache
             **more,
         }
         write_json(self.staging / "install.json", document)

@@ -29,13 +29,15 @@ from fleet_proto.v1 import jobs_pb2 as fleet__proto_dot_v1_dot_jobs__pb2
 from fleet_proto.v1 import services_pb2 as fleet__proto_dot_v1_dot_services__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66leet_proto/v1/agent.proto\x12\x08\x66leet.v1\x1a\x1e\x66leet_proto/v1/artifacts.proto\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x19\x66leet_proto/v1/jobs.proto\x1a\x1d\x66leet_proto/v1/services.proto\"\x11\n\x0fShutdownRequest\"\x0f\n\rShutdownReply\"*\n\x13RemoveEngineRequest\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\"(\n\x11RemoveEngineReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"#\n\x12\x46indServersRequest\x12\r\n\x05ports\x18\x01 \x03(\r\"<\n\x10\x46indServersReply\x12(\n\x07servers\x18\x01 \x03(\x0b\x32\x17.fleet.v1.ForeignServer\"\xac\x01\n\rForeignServer\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x03pid\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x07 \x01(\t\x12\x11\n\tneeds_key\x18\x08 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\t \x01(\tB\x06\n\x04_pid\"/\n\x10PutSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"/\n\x0ePutSecretReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"#\n\x13RemoveSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11RemoveSecretReply\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\x32\xc9\t\n\x05\x41gent\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12:\n\x08GetFacts\x12\x19.fleet.v1.GetFactsRequest\x1a\x13.fleet.v1.HostFacts\x12<\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\x13.fleet.v1.JobStatus\x12\x36\n\x06GetJob\x12\x17.fleet.v1.GetJobRequest\x1a\x13.fleet.v1.JobStatus\x12>\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x17.fleet.v1.ListJobsReply\x12<\n\tCancelJob\x12\x1a.fleet.v1.CancelJobRequest\x1a\x13.fleet.v1.JobStatus\x12;\n\x08WatchJob\x12\x19.fleet.v1.WatchJobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12\x46\n\x0c\x41pplyService\x12\x1d.fleet.v1.ApplyServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12\x44\n\x0bStopService\x12\x1c.fleet.v1.StopServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12J\n\x0cListServices\x12\x1d.fleet.v1.ListServicesRequest\x1a\x1b.fleet.v1.ListServicesReply\x12H\n\x0cWatchService\x12\x1d.fleet.v1.WatchServiceRequest\x1a\x17.fleet.v1.ServiceStatus0\x01\x12\x39\n\x07ReadLog\x12\x18.fleet.v1.ReadLogRequest\x1a\x12.fleet.v1.LogChunk0\x01\x12M\n\rListArtifacts\x12\x1e.fleet.v1.ListArtifactsRequest\x1a\x1c.fleet.v1.ListArtifactsReply\x12J\n\x0cRemoveEngine\x12\x1d.fleet.v1.RemoveEngineRequest\x1a\x1b.fleet.v1.RemoveEngineReply\x12G\n\x0b\x46indServers\x12\x1c.fleet.v1.FindServersRequest\x1a\x1a.fleet.v1.FindServersReply\x12\x41\n\tPutSecret\x12\x1a.fleet.v1.PutSecretRequest\x1a\x18.fleet.v1.PutSecretReply\x12J\n\x0cRemoveSecret\x12\x1d.fleet.v1.RemoveSecretRequest\x1a\x1b.fleet.v1.RemoveSecretReply\x12>\n\x08Shutdown\x12\x19.fleet.v1.ShutdownRequest\x1a\x17.fleet.v1.ShutdownReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66leet_proto/v1/agent.proto\x12\x08\x66leet.v1\x1a\x1e\x66leet_proto/v1/artifacts.proto\x1a\x1b\x66leet_proto/v1/common.proto\x1a\x1a\x66leet_proto/v1/hosts.proto\x1a\x19\x66leet_proto/v1/jobs.proto\x1a\x1d\x66leet_proto/v1/services.proto\"\x11\n\x0fShutdownRequest\"\x0f\n\rShutdownReply\"*\n\x13RemoveEngineRequest\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\"(\n\x11RemoveEngineReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"\x16\n\x14SurveyEnginesRequest\"c\n\x12SurveyEnginesReply\x12&\n\x08installs\x18\x01 \x03(\x0b\x32\x14.fleet.v1.InstallUse\x12%\n\tleftovers\x18\x02 \x03(\x0b\x32\x12.fleet.v1.Leftover\"\x81\x01\n\nInstallUse\x12\x13\n\x0binstall_key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x03 \x01(\x04\x12\x10\n\x08services\x18\x04 \x03(\t\x12\x0c\n\x04jobs\x18\x05 \x03(\t\x12\x14\n\x0c\x61\x64opted_path\x18\x06 \x01(\t\"c\n\x08Leftover\x12\x0c\n\x04path\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.fleet.v1.LeftoverKind\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07used_by\x18\x04 \x03(\t\"(\n\x17\x43ollectLeftoversRequest\x12\r\n\x05paths\x18\x01 \x03(\t\"=\n\x15\x43ollectLeftoversReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07removed\x18\x02 \x03(\t\"#\n\x12\x46indServersRequest\x12\r\n\x05ports\x18\x01 \x03(\r\"<\n\x10\x46indServersReply\x12(\n\x07servers\x18\x01 \x03(\x0b\x32\x17.fleet.v1.ForeignServer\"\xac\x01\n\rForeignServer\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x10\n\x03pid\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x07 \x01(\t\x12\x11\n\tneeds_key\x18\x08 \x01(\x08\x12\x0f\n\x07\x61\x64\x64ress\x18\t \x01(\tB\x06\n\x04_pid\"/\n\x10PutSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"/\n\x0ePutSecretReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"#\n\x13RemoveSecretRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11RemoveSecretReply\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08*\xb2\x01\n\x0cLeftoverKind\x12\x1d\n\x19LEFTOVER_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18LEFTOVER_KIND_UNFINISHED\x10\x01\x12\x17\n\x13LEFTOVER_KIND_BUILD\x10\x02\x12\x18\n\x14LEFTOVER_KIND_SOURCE\x10\x03\x12\x1a\n\x16LEFTOVER_KIND_DOWNLOAD\x10\x04\x12\x16\n\x12LEFTOVER_KIND_LOCK\x10\x05\x32\xf0\n\n\x05\x41gent\x12\x41\n\tHandshake\x12\x1a.fleet.v1.HandshakeRequest\x1a\x18.fleet.v1.HandshakeReply\x12:\n\x08GetFacts\x12\x19.fleet.v1.GetFactsRequest\x1a\x13.fleet.v1.HostFacts\x12<\n\tSubmitJob\x12\x1a.fleet.v1.SubmitJobRequest\x1a\x13.fleet.v1.JobStatus\x12\x36\n\x06GetJob\x12\x17.fleet.v1.GetJobRequest\x1a\x13.fleet.v1.JobStatus\x12>\n\x08ListJobs\x12\x19.fleet.v1.ListJobsRequest\x1a\x17.fleet.v1.ListJobsReply\x12<\n\tCancelJob\x12\x1a.fleet.v1.CancelJobRequest\x1a\x13.fleet.v1.JobStatus\x12;\n\x08WatchJob\x12\x19.fleet.v1.WatchJobRequest\x1a\x12.fleet.v1.JobEvent0\x01\x12\x46\n\x0c\x41pplyService\x12\x1d.fleet.v1.ApplyServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12\x44\n\x0bStopService\x12\x1c.fleet.v1.StopServiceRequest\x1a\x17.fleet.v1.ServiceStatus\x12J\n\x0cListServices\x12\x1d.fleet.v1.ListServicesRequest\x1a\x1b.fleet.v1.ListServicesReply\x12H\n\x0cWatchService\x12\x1d.fleet.v1.WatchServiceRequest\x1a\x17.fleet.v1.ServiceStatus0\x01\x12\x39\n\x07ReadLog\x12\x18.fleet.v1.ReadLogRequest\x1a\x12.fleet.v1.LogChunk0\x01\x12M\n\rListArtifacts\x12\x1e.fleet.v1.ListArtifactsRequest\x1a\x1c.fleet.v1.ListArtifactsReply\x12J\n\x0cRemoveEngine\x12\x1d.fleet.v1.RemoveEngineRequest\x1a\x1b.fleet.v1.RemoveEngineReply\x12M\n\rSurveyEngines\x12\x1e.fleet.v1.SurveyEnginesRequest\x1a\x1c.fleet.v1.SurveyEnginesReply\x12V\n\x10\x43ollectLeftovers\x12!.fleet.v1.CollectLeftoversRequest\x1a\x1f.fleet.v1.CollectLeftoversReply\x12G\n\x0b\x46indServers\x12\x1c.fleet.v1.FindServersRequest\x1a\x1a.fleet.v1.FindServersReply\x12\x41\n\tPutSecret\x12\x1a.fleet.v1.PutSecretRequest\x1a\x18.fleet.v1.PutSecretReply\x12J\n\x0cRemoveSecret\x12\x1d.fleet.v1.RemoveSecretRequest\x1a\x1b.fleet.v1.RemoveSecretReply\x12>\n\x08Shutdown\x12\x19.fleet.v1.ShutdownRequest\x1a\x17.fleet.v1.ShutdownReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleet_proto.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LEFTOVERKIND']._serialized_start=1220
+  _globals['_LEFTOVERKIND']._serialized_end=1398
   _globals['_SHUTDOWNREQUEST']._serialized_start=187
   _globals['_SHUTDOWNREQUEST']._serialized_end=204
   _globals['_SHUTDOWNREPLY']._serialized_start=206
@@ -44,20 +46,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEENGINEREQUEST']._serialized_end=265
   _globals['_REMOVEENGINEREPLY']._serialized_start=267
   _globals['_REMOVEENGINEREPLY']._serialized_end=307
-  _globals['_FINDSERVERSREQUEST']._serialized_start=309
-  _globals['_FINDSERVERSREQUEST']._serialized_end=344
-  _globals['_FINDSERVERSREPLY']._serialized_start=346
-  _globals['_FINDSERVERSREPLY']._serialized_end=406
-  _globals['_FOREIGNSERVER']._serialized_start=409
-  _globals['_FOREIGNSERVER']._serialized_end=581
-  _globals['_PUTSECRETREQUEST']._serialized_start=583
-  _globals['_PUTSECRETREQUEST']._serialized_end=630
-  _globals['_PUTSECRETREPLY']._serialized_start=632
-  _globals['_PUTSECRETREPLY']._serialized_end=679
-  _globals['_REMOVESECRETREQUEST']._serialized_start=681
-  _globals['_REMOVESECRETREQUEST']._serialized_end=716
-  _globals['_REMOVESECRETREPLY']._serialized_start=718
-  _globals['_REMOVESECRETREPLY']._serialized_end=754
-  _globals['_AGENT']._serialized_start=757
-  _globals['_AGENT']._serialized_end=1982
+  _globals['_SURVEYENGINESREQUEST']._serialized_start=309
+  _globals['_SURVEYENGINESREQUEST']._serialized_end=331
+  _globals['_SURVEYENGINESREPLY']._serialized_start=333
+  _globals['_SURVEYENGINESREPLY']._serialized_end=432
+  _globals['_INSTALLUSE']._serialized_start=435
+  _globals['_INSTALLUSE']._serialized_end=564
+  _globals['_LEFTOVER']._serialized_start=566
+  _globals['_LEFTOVER']._serialized_end=665
+  _globals['_COLLECTLEFTOVERSREQUEST']._serialized_start=667
+  _globals['_COLLECTLEFTOVERSREQUEST']._serialized_end=707
+  _globals['_COLLECTLEFTOVERSREPLY']._serialized_start=709
+  _globals['_COLLECTLEFTOVERSREPLY']._serialized_end=770
+  _globals['_FINDSERVERSREQUEST']._serialized_start=772
+  _globals['_FINDSERVERSREQUEST']._serialized_end=807
+  _globals['_FINDSERVERSREPLY']._serialized_start=809
+  _globals['_FINDSERVERSREPLY']._serialized_end=869
+  _globals['_FOREIGNSERVER']._serialized_start=872
+  _globals['_FOREIGNSERVER']._serialized_end=1044
+  _globals['_PUTSECRETREQUEST']._serialized_start=1046
+  _globals['_PUTSECRETREQUEST']._serialized_end=1093
+  _globals['_PUTSECRETREPLY']._serialized_start=1095
+  _globals['_PUTSECRETREPLY']._serialized_end=1142
+  _globals['_REMOVESECRETREQUEST']._serialized_start=1144
+  _globals['_REMOVESECRETREQUEST']._serialized_end=1179
+  _globals['_REMOVESECRETREPLY']._serialized_start=1181
+  _globals['_REMOVESECRETREPLY']._serialized_end=1217
+  _globals['_AGENT']._serialized_start=1401
+  _globals['_AGENT']._serialized_end=2793
 # @@protoc_insertion_point(module_scope)

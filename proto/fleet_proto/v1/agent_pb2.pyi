@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,37 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LeftoverKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LeftoverKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeftoverKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEFTOVER_KIND_UNSPECIFIED: _LeftoverKind.ValueType  # 0
+    LEFTOVER_KIND_UNFINISHED: _LeftoverKind.ValueType  # 1
+    """an install or a removal that did not come to its end"""
+    LEFTOVER_KIND_BUILD: _LeftoverKind.ValueType  # 2
+    """a build folder; the next build of it would go on from there"""
+    LEFTOVER_KIND_SOURCE: _LeftoverKind.ValueType  # 3
+    """a checkout or unpacked archive; the next build of it would not fetch it again"""
+    LEFTOVER_KIND_DOWNLOAD: _LeftoverKind.ValueType  # 4
+    """part of an archive"""
+    LEFTOVER_KIND_LOCK: _LeftoverKind.ValueType  # 5
+
+class LeftoverKind(_LeftoverKind, metaclass=_LeftoverKindEnumTypeWrapper): ...
+
+LEFTOVER_KIND_UNSPECIFIED: LeftoverKind.ValueType  # 0
+LEFTOVER_KIND_UNFINISHED: LeftoverKind.ValueType  # 1
+"""an install or a removal that did not come to its end"""
+LEFTOVER_KIND_BUILD: LeftoverKind.ValueType  # 2
+"""a build folder; the next build of it would go on from there"""
+LEFTOVER_KIND_SOURCE: LeftoverKind.ValueType  # 3
+"""a checkout or unpacked archive; the next build of it would not fetch it again"""
+LEFTOVER_KIND_DOWNLOAD: LeftoverKind.ValueType  # 4
+"""part of an archive"""
+LEFTOVER_KIND_LOCK: LeftoverKind.ValueType  # 5
+Global___LeftoverKind: _TypeAlias = LeftoverKind  # noqa: Y015
 
 @_typing.final
 class ShutdownRequest(_message.Message):
@@ -85,6 +117,169 @@ class RemoveEngineReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveEngineReply: _TypeAlias = RemoveEngineReply  # noqa: Y015
+
+@_typing.final
+class SurveyEnginesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyEnginesRequest: _TypeAlias = SurveyEnginesRequest  # noqa: Y015
+
+@_typing.final
+class SurveyEnginesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALLS_FIELD_NUMBER: _builtins.int
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def installs(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstallUse]: ...
+    @_builtins.property
+    def leftovers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Leftover]: ...
+    def __init__(
+        self,
+        *,
+        installs: _abc.Iterable[Global___InstallUse] | None = ...,
+        leftovers: _abc.Iterable[Global___Leftover] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installs", b"installs", "leftovers", b"leftovers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SurveyEnginesReply: _TypeAlias = SurveyEnginesReply  # noqa: Y015
+
+@_typing.final
+class InstallUse(_message.Message):
+    """What an install of ours takes and who needs it. Bytes are those that the file system allocated, hard links counted
+    once; of them `shared_bytes` have further links outside (uv's cache), so that removing the install does not free them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    ADOPTED_PATH_FIELD_NUMBER: _builtins.int
+    install_key: _builtins.str
+    size_bytes: _builtins.int
+    shared_bytes: _builtins.int
+    adopted_path: _builtins.str
+    """set where it only links to binaries that somebody else put there"""
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """also stopped ones: they would start on it"""
+
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of unfinished jobs"""
+
+    def __init__(
+        self,
+        *,
+        install_key: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        shared_bytes: _builtins.int = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        adopted_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_path", b"adopted_path", "install_key", b"install_key", "jobs", b"jobs", "services", b"services", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallUse: _TypeAlias = InstallUse  # noqa: Y015
+
+@_typing.final
+class Leftover(_message.Message):
+    """Something in the engines folder that is no install."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """within the engines folder"""
+    kind: Global___LeftoverKind.ValueType
+    size_bytes: _builtins.int
+    @_builtins.property
+    def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids of unfinished jobs, keys of installs that link into it; empty = nobody needs it"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        kind: Global___LeftoverKind.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        used_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "path", b"path", "size_bytes", b"size_bytes", "used_by", b"used_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leftover: _TypeAlias = Leftover  # noqa: Y015
+
+@_typing.final
+class CollectLeftoversRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectLeftoversRequest: _TypeAlias = CollectLeftoversRequest  # noqa: Y015
+
+@_typing.final
+class CollectLeftoversReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the others are in use, or gone already"""
+
+    def __init__(
+        self,
+        *,
+        freed_bytes: _builtins.int = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectLeftoversReply: _TypeAlias = CollectLeftoversReply  # noqa: Y015
 
 @_typing.final
 class FindServersRequest(_message.Message):

@@ -113,6 +113,16 @@ class AgentStub:
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.FromString,
                 _registered_method=True)
+        self.SurveyEngines = channel.unary_unary(
+                '/fleet.v1.Agent/SurveyEngines',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesReply.FromString,
+                _registered_method=True)
+        self.CollectLeftovers = channel.unary_unary(
+                '/fleet.v1.Agent/CollectLeftovers',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversReply.FromString,
+                _registered_method=True)
         self.FindServers = channel.unary_unary(
                 '/fleet.v1.Agent/FindServers',
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.FindServersRequest.SerializeToString,
@@ -232,6 +242,20 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SurveyEngines(self, request, context):
+        """measures the disk: may take seconds
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectLeftovers(self, request, context):
+        """what is in use by now stays
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FindServers(self, request, context):
         """model servers on this host that are not ours
         """
@@ -332,6 +356,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.RemoveEngine,
                     request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.SerializeToString,
+            ),
+            'SurveyEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.SurveyEngines,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesReply.SerializeToString,
+            ),
+            'CollectLeftovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectLeftovers,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversReply.SerializeToString,
             ),
             'FindServers': grpc.unary_unary_rpc_method_handler(
                     servicer.FindServers,
@@ -736,6 +770,60 @@ class Agent:
             '/fleet.v1.Agent/RemoveEngine',
             fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineRequest.SerializeToString,
             fleet__proto_dot_v1_dot_agent__pb2.RemoveEngineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SurveyEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/SurveyEngines',
+            fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.SurveyEnginesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectLeftovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/CollectLeftovers',
+            fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.CollectLeftoversReply.FromString,
             options,
             channel_credentials,
             insecure,

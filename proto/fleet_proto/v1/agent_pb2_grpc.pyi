@@ -62,6 +62,10 @@ class AgentStub:
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]
     RemoveEngine: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]
     """refused while a service or job uses it"""
+    SurveyEngines: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SurveyEnginesRequest, _agent_pb2.SurveyEnginesReply]
+    """measures the disk: may take seconds"""
+    CollectLeftovers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CollectLeftoversRequest, _agent_pb2.CollectLeftoversReply]
+    """what is in use by now stays"""
     FindServers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FindServersRequest, _agent_pb2.FindServersReply]
     """model servers on this host that are not ours"""
     PutSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]
@@ -100,6 +104,10 @@ class AgentAsyncStub(AgentStub):
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]  # type: ignore[assignment]
     RemoveEngine: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]  # type: ignore[assignment]
     """refused while a service or job uses it"""
+    SurveyEngines: _aio.UnaryUnaryMultiCallable[_agent_pb2.SurveyEnginesRequest, _agent_pb2.SurveyEnginesReply]  # type: ignore[assignment]
+    """measures the disk: may take seconds"""
+    CollectLeftovers: _aio.UnaryUnaryMultiCallable[_agent_pb2.CollectLeftoversRequest, _agent_pb2.CollectLeftoversReply]  # type: ignore[assignment]
+    """what is in use by now stays"""
     FindServers: _aio.UnaryUnaryMultiCallable[_agent_pb2.FindServersRequest, _agent_pb2.FindServersReply]  # type: ignore[assignment]
     """model servers on this host that are not ours"""
     PutSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]  # type: ignore[assignment]
@@ -219,6 +227,22 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.RemoveEngineReply, _abc.Awaitable[_agent_pb2.RemoveEngineReply]]:
         """refused while a service or job uses it"""
+
+    @_abc_1.abstractmethod
+    def SurveyEngines(
+        self,
+        request: _agent_pb2.SurveyEnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SurveyEnginesReply, _abc.Awaitable[_agent_pb2.SurveyEnginesReply]]:
+        """measures the disk: may take seconds"""
+
+    @_abc_1.abstractmethod
+    def CollectLeftovers(
+        self,
+        request: _agent_pb2.CollectLeftoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CollectLeftoversReply, _abc.Awaitable[_agent_pb2.CollectLeftoversReply]]:
+        """what is in use by now stays"""
 
     @_abc_1.abstractmethod
     def FindServers(

@@ -117,6 +117,54 @@ PLAN_ACTION_FAIL: PlanAction.ValueType  # 5
 """host down or facts missing"""
 Global___PlanAction: _TypeAlias = PlanAction  # noqa: Y015
 
+class _EnginesAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnginesActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnginesAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINES_ACTION_UNSPECIFIED: _EnginesAction.ValueType  # 0
+    ENGINES_ACTION_INSTALL: _EnginesAction.ValueType  # 1
+    ENGINES_ACTION_UPGRADE: _EnginesAction.ValueType  # 2
+    ENGINES_ACTION_REMOVE: _EnginesAction.ValueType  # 3
+    ENGINES_ACTION_COLLECT: _EnginesAction.ValueType  # 4
+
+class EnginesAction(_EnginesAction, metaclass=_EnginesActionEnumTypeWrapper): ...
+
+ENGINES_ACTION_UNSPECIFIED: EnginesAction.ValueType  # 0
+ENGINES_ACTION_INSTALL: EnginesAction.ValueType  # 1
+ENGINES_ACTION_UPGRADE: EnginesAction.ValueType  # 2
+ENGINES_ACTION_REMOVE: EnginesAction.ValueType  # 3
+ENGINES_ACTION_COLLECT: EnginesAction.ValueType  # 4
+Global___EnginesAction: _TypeAlias = EnginesAction  # noqa: Y015
+
+class _EnginesVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnginesVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EnginesVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINES_VERDICT_UNSPECIFIED: _EnginesVerdict.ValueType  # 0
+    ENGINES_VERDICT_KEEP: _EnginesVerdict.ValueType  # 1
+    """nothing to do"""
+    ENGINES_VERDICT_CHANGE: _EnginesVerdict.ValueType  # 2
+    ENGINES_VERDICT_REFUSE: _EnginesVerdict.ValueType  # 3
+    """in use, disk full"""
+    ENGINES_VERDICT_FAIL: _EnginesVerdict.ValueType  # 4
+    """host down, or it cannot be done there"""
+
+class EnginesVerdict(_EnginesVerdict, metaclass=_EnginesVerdictEnumTypeWrapper): ...
+
+ENGINES_VERDICT_UNSPECIFIED: EnginesVerdict.ValueType  # 0
+ENGINES_VERDICT_KEEP: EnginesVerdict.ValueType  # 1
+"""nothing to do"""
+ENGINES_VERDICT_CHANGE: EnginesVerdict.ValueType  # 2
+ENGINES_VERDICT_REFUSE: EnginesVerdict.ValueType  # 3
+"""in use, disk full"""
+ENGINES_VERDICT_FAIL: EnginesVerdict.ValueType  # 4
+"""host down, or it cannot be done there"""
+Global___EnginesVerdict: _TypeAlias = EnginesVerdict  # noqa: Y015
+
 class _CellAction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -929,6 +977,350 @@ class HostLogChunk(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
 
 Global___HostLogChunk: _TypeAlias = HostLogChunk  # noqa: Y015
+
+@_typing.final
+class HostEngines(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostEngine]: ...
+    @_builtins.property
+    def leftovers(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Leftover]: ...
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        engines: _abc.Iterable[Global___HostEngine] | None = ...,
+        leftovers: _abc.Iterable[_agent_pb2.Leftover] | None = ...,
+        problem: _common_pb2.Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "engines", b"engines", "host", b"host", "leftovers", b"leftovers", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___HostEngines: _TypeAlias = HostEngines  # noqa: Y015
+
+@_typing.final
+class HostEngine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FACTS_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_BYTES_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    ADOPTED_PATH_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """absent where it is not ours"""
+    shared_bytes: _builtins.int
+    """of them, kept by uv's cache as well"""
+    pinned: _builtins.bool
+    """the version that a deploy takes by itself"""
+    adopted_path: _builtins.str
+    @_builtins.property
+    def facts(self) -> _hosts_pb2.EngineFacts: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        facts: _hosts_pb2.EngineFacts | None = ...,
+        size_bytes: _builtins.int | None = ...,
+        shared_bytes: _builtins.int | None = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+        pinned: _builtins.bool = ...,
+        adopted_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_shared_bytes", b"_shared_bytes", "_size_bytes", b"_size_bytes", "facts", b"facts", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shared_bytes", b"_shared_bytes", "_size_bytes", b"_size_bytes", "adopted_path", b"adopted_path", "facts", b"facts", "jobs", b"jobs", "pinned", b"pinned", "services", b"services", "shared_bytes", b"shared_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__shared_bytes: _TypeAlias = _typing.Literal["shared_bytes"]  # noqa: Y015
+    _WhichOneofArgType__shared_bytes: _TypeAlias = _typing.Literal["_shared_bytes", b"_shared_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__size_bytes: _TypeAlias = _typing.Literal["size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__size_bytes: _TypeAlias = _typing.Literal["_size_bytes", b"_size_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__shared_bytes) -> _WhichOneofReturnType__shared_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size_bytes) -> _WhichOneofReturnType__size_bytes | None: ...
+
+Global___HostEngine: _TypeAlias = HostEngine  # noqa: Y015
+
+@_typing.final
+class EnginesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
+    ENGINE_PATH_FIELD_NUMBER: _builtins.int
+    INSTALL_ONLY_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    action: Global___EnginesAction.ValueType
+    pattern: _builtins.str
+    backend: _builtins.str
+    version: _builtins.str
+    """empty = the pin; with REMOVE required unless install_key is given"""
+    install_key: _builtins.str
+    """REMOVE only"""
+    offline_folder: _builtins.str
+    """on the hosts: wheels, source or release archives"""
+    engine_path: _builtins.str
+    """existing binaries to adopt"""
+    install_only: _builtins.bool
+    """UPGRADE: services stay where they are"""
+    keep: _builtins.int
+    """COLLECT: newest installs of each backend that have served and stay; at least 1"""
+    def __init__(
+        self,
+        *,
+        action: Global___EnginesAction.ValueType = ...,
+        pattern: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        version: _builtins.str = ...,
+        install_key: _builtins.str = ...,
+        offline_folder: _builtins.str = ...,
+        engine_path: _builtins.str = ...,
+        install_only: _builtins.bool = ...,
+        keep: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backend", b"backend", "engine_path", b"engine_path", "install_key", b"install_key", "install_only", b"install_only", "keep", b"keep", "offline_folder", b"offline_folder", "pattern", b"pattern", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnginesRequest: _TypeAlias = EnginesRequest  # noqa: Y015
+
+@_typing.final
+class EnginesPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostEnginesPlan]: ...
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        hosts: _abc.Iterable[Global___HostEnginesPlan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnginesPlan: _TypeAlias = EnginesPlan  # noqa: Y015
+
+@_typing.final
+class HostEnginesPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    INSTALL_NEEDED_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    REMOVALS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    verdict: Global___EnginesVerdict.ValueType
+    reason: _builtins.str
+    backend: _builtins.str
+    """of INSTALL and UPGRADE"""
+    version: _builtins.str
+    install_key: _builtins.str
+    install_needed: _builtins.bool
+    disk_bytes: _builtins.int
+    """that the install takes"""
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedCommand]:
+        """in order, exactly what runs"""
+
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceMove]:
+        """UPGRADE: one after the other"""
+
+    @_builtins.property
+    def removals(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineRemoval]: ...
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineKept]:
+        """COLLECT: installs that stay, and why"""
+
+    @_builtins.property
+    def leftovers(self) -> _containers.RepeatedCompositeFieldContainer[_agent_pb2.Leftover]:
+        """COLLECT: what goes as well"""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        verdict: Global___EnginesVerdict.ValueType = ...,
+        reason: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        version: _builtins.str = ...,
+        install_key: _builtins.str = ...,
+        install_needed: _builtins.bool = ...,
+        disk_bytes: _builtins.int = ...,
+        commands: _abc.Iterable[Global___PlannedCommand] | None = ...,
+        moves: _abc.Iterable[Global___ServiceMove] | None = ...,
+        removals: _abc.Iterable[Global___EngineRemoval] | None = ...,
+        kept: _abc.Iterable[Global___EngineKept] | None = ...,
+        leftovers: _abc.Iterable[_agent_pb2.Leftover] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        problem: _common_pb2.Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "backend", b"backend", "commands", b"commands", "disk_bytes", b"disk_bytes", "host", b"host", "install_key", b"install_key", "install_needed", b"install_needed", "kept", b"kept", "leftovers", b"leftovers", "moves", b"moves", "problem", b"problem", "reason", b"reason", "removals", b"removals", "verdict", b"verdict", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___HostEnginesPlan: _TypeAlias = HostEnginesPlan  # noqa: Y015
+
+@_typing.final
+class ServiceMove(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    FROM_INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    TO_INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    from_version: _builtins.str
+    from_install_key: _builtins.str
+    to_version: _builtins.str
+    to_install_key: _builtins.str
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        from_version: _builtins.str = ...,
+        from_install_key: _builtins.str = ...,
+        to_version: _builtins.str = ...,
+        to_install_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_install_key", b"from_install_key", "from_version", b"from_version", "service", b"service", "to_install_key", b"to_install_key", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServiceMove: _TypeAlias = ServiceMove  # noqa: Y015
+
+@_typing.final
+class EngineRemoval(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    install_key: _builtins.str
+    backend: _builtins.str
+    version: _builtins.str
+    freed_bytes: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        install_key: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        version: _builtins.str = ...,
+        freed_bytes: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "freed_bytes", b"freed_bytes", "install_key", b"install_key", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineRemoval: _TypeAlias = EngineRemoval  # noqa: Y015
+
+@_typing.final
+class EngineKept(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALL_KEY_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    install_key: _builtins.str
+    backend: _builtins.str
+    version: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        install_key: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        version: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "install_key", b"install_key", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineKept: _TypeAlias = EngineKept  # noqa: Y015
+
+@_typing.final
+class ChangeEnginesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeEnginesRequest: _TypeAlias = ChangeEnginesRequest  # noqa: Y015
 
 @_typing.final
 class BenchRequest(_message.Message):

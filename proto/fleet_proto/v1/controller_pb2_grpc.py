@@ -87,6 +87,21 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostLogChunk.FromString,
                 _registered_method=True)
+        self.ListEngines = channel.unary_stream(
+                '/fleet.v1.Controller/ListEngines',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEngines.FromString,
+                _registered_method=True)
+        self.PlanEngines = channel.unary_unary(
+                '/fleet.v1.Controller/PlanEngines',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.EnginesRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.EnginesPlan.FromString,
+                _registered_method=True)
+        self.ChangeEngines = channel.unary_stream(
+                '/fleet.v1.Controller/ChangeEngines',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeEnginesRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
         self.PlanBench = channel.unary_unary(
                 '/fleet.v1.Controller/PlanBench',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.BenchRequest.SerializeToString,
@@ -176,6 +191,26 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEngines(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanEngines(self, request, context):
+        """gathers facts, changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeEngines(self, request, context):
+        """runs a plan; joined as a deploy is
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanBench(self, request, context):
         """gathers facts, changes nothing
         """
@@ -254,6 +289,21 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.ReadLogs,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ReadLogsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostLogChunk.SerializeToString,
+            ),
+            'ListEngines': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListEngines,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEngines.SerializeToString,
+            ),
+            'PlanEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanEngines,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.EnginesRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.EnginesPlan.SerializeToString,
+            ),
+            'ChangeEngines': grpc.unary_stream_rpc_method_handler(
+                    servicer.ChangeEngines,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeEnginesRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
             ),
             'PlanBench': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanBench,
@@ -548,6 +598,87 @@ class Controller:
             '/fleet.v1.Controller/ReadLogs',
             fleet__proto_dot_v1_dot_controller__pb2.ReadLogsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostLogChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/ListEngines',
+            fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEngines.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/PlanEngines',
+            fleet__proto_dot_v1_dot_controller__pb2.EnginesRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.EnginesPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/ChangeEngines',
+            fleet__proto_dot_v1_dot_controller__pb2.ChangeEnginesRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
             options,
             channel_credentials,
             insecure,

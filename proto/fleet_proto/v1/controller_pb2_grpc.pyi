@@ -48,6 +48,11 @@ class ControllerStub:
     ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]
     StopServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
+    ListEngines: _grpc.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostEngines]
+    PlanEngines: _grpc.UnaryUnaryMultiCallable[_controller_pb2.EnginesRequest, _controller_pb2.EnginesPlan]
+    """gathers facts, changes nothing"""
+    ChangeEngines: _grpc.UnaryStreamMultiCallable[_controller_pb2.ChangeEnginesRequest, _controller_pb2.HostEvent]
+    """runs a plan; joined as a deploy is"""
     PlanBench: _grpc.UnaryUnaryMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.BenchPlan]
     """gathers facts, changes nothing"""
     Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]
@@ -74,6 +79,11 @@ class ControllerAsyncStub(ControllerStub):
     ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]  # type: ignore[assignment]
     StopServices: _aio.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
+    ListEngines: _aio.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostEngines]  # type: ignore[assignment]
+    PlanEngines: _aio.UnaryUnaryMultiCallable[_controller_pb2.EnginesRequest, _controller_pb2.EnginesPlan]  # type: ignore[assignment]
+    """gathers facts, changes nothing"""
+    ChangeEngines: _aio.UnaryStreamMultiCallable[_controller_pb2.ChangeEnginesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    """runs a plan; joined as a deploy is"""
     PlanBench: _aio.UnaryUnaryMultiCallable[_controller_pb2.BenchRequest, _controller_pb2.BenchPlan]  # type: ignore[assignment]
     """gathers facts, changes nothing"""
     Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
@@ -157,6 +167,29 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.ReadLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostLogChunk], _abc.AsyncIterator[_controller_pb2.HostLogChunk]]: ...
+
+    @_abc_1.abstractmethod
+    def ListEngines(
+        self,
+        request: _controller_pb2.HostSelection,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEngines], _abc.AsyncIterator[_controller_pb2.HostEngines]]: ...
+
+    @_abc_1.abstractmethod
+    def PlanEngines(
+        self,
+        request: _controller_pb2.EnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.EnginesPlan, _abc.Awaitable[_controller_pb2.EnginesPlan]]:
+        """gathers facts, changes nothing"""
+
+    @_abc_1.abstractmethod
+    def ChangeEngines(
+        self,
+        request: _controller_pb2.ChangeEnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
+        """runs a plan; joined as a deploy is"""
 
     @_abc_1.abstractmethod
     def PlanBench(
