@@ -1,4 +1,4 @@
-"""Model servers of others: told apart by what they answer, and from ours by their processes. They are only looked at."""
+"""Model servers of others: told apart by what they answer, and from ours by their processes; only looked at."""
 
 import asyncio
 import json
