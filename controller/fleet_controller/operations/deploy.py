@@ -20,7 +20,8 @@ from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
 from fleet_controller.operations.launch import launch
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, load_plan, replan
 from fleet_controller.operations.problems import OperationError, problem_of
-from fleet_controller.planning.plan import PlannedDeployment, same_service
+from fleet_controller.planning.plan import PlannedDeployment
+from fleet_controller.planning.service import same_but_learnt
 from fleet_controller.transport.errors import TransportError
 from fleet_inventory.hosts import Host
 
@@ -79,6 +80,11 @@ async def _deploy(
             async for event in run_job(context, host, deployment.prepare, []):
                 yield event
         final = await _recheck(context, host, planned, plan)
+        spec = final.plan.service or spec
+        for words in final.left_out:
+            if words not in planned.deployment.left_out:
+                said = f"this build of {spec.backend} does not know {words[0]}: it is left out"
+                yield HostEvent(host=host.name, stage="serve", message=said)
         if final.plan.action in TO_RUN:
             async for event in launch(context, host, spec):
                 yield event
@@ -111,7 +117,7 @@ async def _recheck(context: FleetContext, host: Host, planned: PlannedHost, plan
         problem = fresh.plan.problem
         raise OperationError(problem.code, problem.message, problem.remedy)
     spec = planned.shown.service
-    if fresh.plan.service is None or spec is None or not same_service(fresh.plan.service, spec):
+    if fresh.plan.service is None or spec is None or not same_but_learnt(spec, fresh.plan.service, fresh.left_out):
         raise OperationError(
             "plan-changed", "the host changed since the plan was shown", "repeat the command to see the new plan"
         )

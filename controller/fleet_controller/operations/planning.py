@@ -15,6 +15,7 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
+from fleet_controller.planning.wishes import filled
 from fleet_inventory.hosts import Host
 
 
@@ -106,7 +107,8 @@ def replan(host: Host, state: HostState, planned: PlannedHost, request: DeployRe
     """The same plan from fresh facts. What was chosen once (backend, quantization, context, port) stays chosen."""
     shown = planned.shown
     assert planned.resolved is not None
-    chosen = request.model_copy(
+    kept = filled(request, planned.resolved, shown.service) if shown.service is not None else request
+    chosen = kept.model_copy(
         update={
             "backend": shown.backend,
             "quantization": shown.quantization,

@@ -2,8 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.backends import BACKENDS, Backend, backend_for
 from fleet_controller.backends.base import MemoryUse, Preallocates
+from fleet_controller.backends.options import (
+    EngineOptions,
+    OptionRefusedError,
+    TakesEngineOptions,
+    bytes_per_cached_value,
+    check_engine_options,
+)
+from fleet_controller.backends.python_engine import WIDE_DTYPES
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
@@ -57,25 +65,54 @@ def usable(
     preference, on_request = (APPLE_PREFERENCE, APPLE_ON_REQUEST) if apple else (PREFERENCE, ON_REQUEST)
     groups: list[tuple[Backend, list[ModelArtifact]]] = []
     reasons: list[str] = []
+    refusals: list[OptionRefusedError] = []
     for name, artifact_format in (*preference, *(on_request if wanted else ())):
-        backend = BACKENDS[name]
+        backend = backend_as_asked(name, request, resolved)
         if wanted and name != wanted:
             continue
         reason = backend.unsupported_reason(facts)
         if reason:
             reasons.append(reason)
             continue
-        artifacts = [
-            item for item in resolved.artifacts if item.format == artifact_format and _is_wanted(item, request)
-        ]
+        try:
+            check_engine_options(name, backend, engine_options(request))
+            artifacts = [
+                _seeing(backend, item, request)
+                for item in resolved.artifacts
+                if item.format == artifact_format and _is_wanted(item, request)
+            ]
+        except OptionRefusedError as refused:
+            refusals.append(refused)
+            continue
         if artifacts:
             groups.append((backend, sorted(artifacts, key=lambda item: -(item.weights_bytes or 0))))
     if facts.apple is None:
         # Elsewhere MLX computes on the CPU: it is no fallback for a model that is too large for the GPU.
         groups = [group for group in groups if group[0] is groups[0][0]]
+    if not groups and refusals:
+        raise PlanProblem("option-refused", refusals[0].message, refusals[0].remedy, refused=True)
     if not groups:
         raise _nothing_usable(request, resolved, wanted, reasons)
     return groups
+
+
+def engine_options(request: DeployRequest) -> EngineOptions:
+    return EngineOptions(**{name: getattr(request, name) for name in EngineOptions.model_fields})
+
+
+def backend_as_asked(name: str, request: DeployRequest, resolved: ResolvedModel) -> Backend:
+    """The backend as it is for the version that would be installed."""
+    return backend_for(name, request.backend_version or resolved.overrides_for(name).version)
+
+
+def _seeing(backend: Backend, artifact: ModelArtifact, request: DeployRequest) -> ModelArtifact:
+    """With the multimodal projector where it is wanted and the backend takes one. Raises OptionRefusedError."""
+    if not isinstance(backend, TakesEngineOptions) or "vision" not in backend.engine_options:
+        return artifact.seeing(False)
+    try:
+        return artifact if request.vision is None else artifact.seeing(request.vision)
+    except ValueError as error:
+        raise OptionRefusedError(str(error), "leave --vision out, or name a repository that has one") from None
 
 
 def _is_wanted(artifact: ModelArtifact, request: DeployRequest) -> bool:
@@ -135,14 +172,17 @@ def _judge_group(
 ) -> Iterator[Choice]:
     """Every artifact at the longest context, then every artifact at half of it, and so on."""
     parallel = request.max_parallel or 0
+    options = engine_options(request)
     ladders: dict[int, list[tuple[ModelArtifact, int, int, Fit]]] = {}
     for artifact in artifacts:
         longest = request.context_length or _longest_context(resolved, artifact)
         levels = (longest,) if request.context_length else context_levels(longest)
         for position, tokens in enumerate(levels):
             use = _memory_use(backend, tokens, parallel, pool, resolved)
+            use = use.model_copy(update={"bytes_per_cached_value": bytes_per_cached_value(backend, options)})
             shape = artifact.shape or resolved.shape
-            fit = judge_fit(artifact, shape, use, pool, offloads=backend.offloads, reserve_bytes=reserve_bytes)
+            loaded = _as_loaded(artifact, options)
+            fit = judge_fit(loaded, shape, use, pool, offloads=backend.offloads, reserve_bytes=reserve_bytes)
             ladders.setdefault(position, []).append((artifact, longest, tokens, fit))
     full_fit = {
         id(artifact): next(
@@ -160,6 +200,15 @@ def _judge_group(
                 longest_context=longest,
                 fully_fitting_context=full_fit[id(artifact)],
             )
+
+
+def _as_loaded(artifact: ModelArtifact, options: EngineOptions) -> ModelArtifact:
+    """The artifact with its size in memory: weights of 16 bits take twice as much where 32 were asked for."""
+    doubled = options.dtype in WIDE_DTYPES and artifact.quantization.upper() in ("BF16", "F16")
+    if not doubled or artifact.weights_bytes is None:
+        return artifact
+    quantization = f"{artifact.quantization} as {options.dtype}"
+    return artifact.model_copy(update={"weights_bytes": 2 * artifact.weights_bytes, "quantization": quantization})
 
 
 def _memory_use(backend: Backend, tokens: int, parallel: int, pool: MemoryPool, resolved: ResolvedModel) -> MemoryUse:

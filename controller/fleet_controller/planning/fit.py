@@ -11,6 +11,7 @@ from fleet_controller.planning.devices import MemoryPool
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
 SMALLEST_CONTEXT = 4096
 RESERVE = "reserve"
+KV_CACHE, WINDOW_CACHE, RECURRENT_STATE = "KV cache", "window cache", "recurrent state"
 
 
 class Fit(Frozen):
@@ -28,6 +29,12 @@ class Fit(Frozen):
     promised_bytes: int = 0
     memory_kind: str = ""
     unknown: str = ""
+
+    @property
+    def cache_bytes(self) -> int:
+        """What grows with context and slots, together."""
+        cached = (KV_CACHE, WINDOW_CACHE, RECURRENT_STATE)
+        return sum(line.bytes for line in self.lines if line.what in cached)
 
     def summary(self) -> str:
         """As "needs 33.8 GiB, 23.3 GiB of VRAM free"."""
@@ -129,16 +136,17 @@ def _cache_lines(shape: ModelShape, use: MemoryUse, copies: int) -> list[FitLine
     lines = []
     if shape.kv_layers:
         on_each = f" x {copies} copies (tensor parallel)" if copies > 1 else ""
-        arithmetic = f"{shape.kv_arithmetic()} x {tokens} tokens{on_each}"
-        size = shape.kv_bytes_per_token() * tokens * copies
-        lines.append(FitLine(what="KV cache", bytes=size, arithmetic=arithmetic))
+        arithmetic = f"{shape.kv_arithmetic(use.bytes_per_cached_value)} x {tokens} tokens{on_each}"
+        size = shape.kv_bytes_per_token(use.bytes_per_cached_value) * tokens * copies
+        lines.append(FitLine(what=KV_CACHE, bytes=size, arithmetic=arithmetic))
     if shape.window_layers:
         window = f"{shape.window_layers} layers with a window of {shape.window_tokens} tokens, {use.sequences} slots"
-        lines.append(FitLine(what="window cache", bytes=shape.window_bytes(tokens) * use.sequences, arithmetic=window))
+        size = shape.window_bytes(tokens, use.bytes_per_cached_value) * use.sequences
+        lines.append(FitLine(what=WINDOW_CACHE, bytes=size, arithmetic=window))
     if shape.recurrent_layers:
         state = f"{shape.recurrent_layers} layers x {shape.recurrent_values_per_layer} x 4 B x {use.sequences} slots"
         size = shape.recurrent_bytes_per_sequence() * use.sequences
-        lines.append(FitLine(what="recurrent state", bytes=size, arithmetic=state))
+        lines.append(FitLine(what=RECURRENT_STATE, bytes=size, arithmetic=state))
     return lines
 
 

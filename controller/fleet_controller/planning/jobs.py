@@ -22,11 +22,15 @@ SMOKE_MAX_TOKENS = 32
 WILDCARD_ADDRESSES = {"0.0.0.0": LOOPBACK, "::": "::1"}
 
 
-def model_step(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]) -> tuple[Step, int]:
-    """The step that puts the model's files in place, and how many bytes it still has to fetch."""
+def _file_steps(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]) -> tuple[tuple[Step, ...], int]:
+    """The steps that put the model's files in place, and how many bytes they still have to fetch."""
     if artifact.local_path:
-        path = artifact.local_path if artifact.format == GGUF else f"{artifact.local_path}/config.json"
-        return Step(name=f"check {artifact.local_path}", verify_file=VerifyFileStep(path=path)), 0
+        paths = artifact.local_parts or (artifact.local_path,)
+        if artifact.format != GGUF:
+            paths = (f"{artifact.local_path}/config.json",)
+        if artifact.projector is not None and artifact.sees:
+            paths = (*paths, artifact.projector.path)
+        return tuple(Step(name=f"check {path}", verify_file=VerifyFileStep(path=path)) for path in paths), 0
     held: set[str] = set()
     for found in cached:
         if found.repository == artifact.repository and found.commit == artifact.commit:
@@ -41,7 +45,7 @@ def model_step(host: Host, artifact: ModelArtifact, cached: tuple[Artifact, ...]
         offline=host.environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"),
     )
     missing = sum(file.size_bytes for file in artifact.files if file.path not in held)
-    return Step(name=f"fetch {artifact.repository}", hub_download=step), missing
+    return (Step(name=f"fetch {artifact.repository}", hub_download=step),), missing
 
 
 def model_steps(
@@ -52,13 +56,12 @@ def model_steps(
     What a backend fetches itself is not counted: only it knows what it has.
     """
     if not isinstance(backend, KeepsModels):
-        step, missing = model_step(host, artifact, cached)
-        return (step,), missing
+        return _file_steps(host, artifact, cached)
     kept = backend.store_steps(artifact, facts.layout.hf_home)
     if backend.fetches(artifact):
         return kept, 0
-    step, missing = model_step(host, artifact, cached)
-    return (step, *kept), missing
+    files, missing = _file_steps(host, artifact, cached)
+    return (*files, *kept), missing
 
 
 def prepare_job(

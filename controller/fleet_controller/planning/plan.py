@@ -10,13 +10,14 @@ from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
-from fleet_controller.planning.candidates import Choice, choose
+from fleet_controller.planning.candidates import Choice, backend_as_asked, backend_named, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
-from fleet_controller.planning.engine import choose_installation, computing_gpus
+from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
+from fleet_controller.planning.wishes import as_asked, filled
 from fleet_inventory.hosts import Host
 
 __all__ = ["PlannedDeployment", "plan_host", "retried", "same_service", "unreachable_plan"]
@@ -32,6 +33,7 @@ class PlannedDeployment(Frozen):
     plan: HostPlan
     prepare: JobSpec | None = None
     smoke_test: JobSpec | None = None
+    left_out: tuple[tuple[str, ...], ...] = ()
 
 
 class _Work(Frozen):
@@ -43,6 +45,7 @@ class _Work(Frozen):
     steps: tuple[Step, ...]
     download_bytes: int
     warnings: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, ...], ...] = ()
 
 
 def plan_host(
@@ -57,13 +60,21 @@ def plan_host(
 
     `services` are those the agent knows now, `cached` the hub artifacts it holds (they are not downloaded again).
     """
-    running = next((status for status in services if status.spec.name == resolved.name), None)
+    name = request.service_name or resolved.name
+    running = next((status for status in services if status.spec.name == name), None)
+    present = running.spec if running is not None and _is_up(running) else None
     try:
         resolved = _located(facts, resolved)
-        kept = _kept(host, facts, services, request, resolved, running)
+        wanted = filled(request, resolved, present) if present is not None else request
+        model = as_asked(resolved, wanted, present)
+        kept = _kept(host, facts, services, wanted, model, running)
         if kept is not None:
             return kept
-        work = _decide(host, facts, services, request, resolved, running, cached)
+        work = _decide(host, facts, services, wanted, model, running, cached)
+        if work.choice.fit.verdict is FitVerdict.REFUSED and wanted.context_length != request.context_length:
+            # The context it runs with fits no longer beside what was asked for: choose one, and say so.
+            shorter = wanted.model_copy(update={"context_length": None})
+            work = _decide(host, facts, services, shorter, model, running, cached)
     except PlanProblem as problem:
         action = PlanAction.REFUSE if problem.refused else PlanAction.FAIL
         return _stopped(host.name, action, problem.problem)
@@ -82,7 +93,12 @@ def _located(facts: HostFacts, resolved: ResolvedModel) -> ResolvedModel:
         message = f"{relative[0].local_path} is a path in the model folder, and this host has none"
         raise PlanProblem("no-model-folder", message, "set model_dir for it in hosts.yaml, then `fleet up` it again")
     located = tuple(
-        item.model_copy(update={"local_path": f"{facts.layout.model_dir}/{item.local_path[2:]}"})
+        item.model_copy(
+            update={
+                "local_path": f"{facts.layout.model_dir}/{item.local_path[2:]}",
+                "local_parts": tuple(f"{facts.layout.model_dir}/{part[2:]}" for part in item.local_parts),
+            }
+        )
         if item in relative
         else item
         for item in resolved.artifacts
@@ -112,31 +128,23 @@ def _kept(
     resolved: ResolvedModel,
     running: ServiceStatus | None,
 ) -> PlannedDeployment | None:
-    """KEEP where the running service is what the request means, with everything left open as it runs now.
+    """KEEP where the running service is what the request means; what that left open is filled in as it runs now.
 
     What was chosen by live memory once (quantization, context) must not change because the model itself now fills it.
     """
     if running is None or not _is_up(running):
         return None
     spec = running.spec
-    filled = request.model_copy(
-        update={
-            "backend": request.backend or spec.backend,
-            "quantization": request.quantization or spec.quantization,
-            "context_length": request.context_length or spec.context_length,
-            "port": request.port or spec.port,
-        }
-    )
     try:
-        work = _decide(host, facts, services, filled, resolved, running, (), check_busy=False)
+        work = _decide(host, facts, services, request, resolved, running, (), check_busy=False)
     except (PlanProblem, BackendError):
         return None
     if not same_service(work.spec, spec):
         return None
     reason = f"already runs exactly so on port {spec.port} ({state_word(running.state)})"
-    return PlannedDeployment(plan=_host_plan(host.name, PlanAction.KEEP, reason, work).model_copy(
-        update={"service": spec, "download_bytes": 0, "install_needed": False}
-    ))  # fmt: skip
+    plan = _host_plan(host.name, PlanAction.KEEP, reason, work)
+    unchanged = {"service": spec, "download_bytes": 0, "install_needed": False}
+    return PlannedDeployment(plan=plan.model_copy(update=unchanged), left_out=work.left_out)
 
 
 def state_word(state: ServiceState) -> str:
@@ -156,17 +164,22 @@ def _decide(
     check_busy: bool = True,
 ) -> _Work:
     visible = visible_gpus(facts, host.environment)
-    used = {name: computing_gpus(backend, facts, visible, resolved) for name, backend in BACKENDS.items()}
+    backends = {name: backend_as_asked(name, request, resolved) for name in BACKENDS}
+    asked = backend_named(request.backend).name if request.backend else ""
+    used = {
+        name: computing_gpus(backend, facts, visible, resolved, request.tensor_parallel if name == asked else None)
+        for name, backend in backends.items()
+    }
     pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
     choice = choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
-    backend, gpus = BACKENDS[choice.backend], used[choice.backend]
+    backend, gpus = backends[choice.backend], used[choice.backend]
     if check_busy:
         if not _joins_server(backend, services):
             _refuse_busy(facts, gpus)
         _refuse_too_many(host, services, running)
-    installation = choose_installation(facts, backend, gpus, request, resolved, running)
+    installation = with_flags(facts, choose_installation(facts, backend, gpus, request, resolved, running))
     port = choose_port(host, request, services, running, backend)
-    spec = service_spec(host, facts, gpus, request, resolved, choice, installation, port)
+    spec, left_out = service_spec(host, facts, gpus, request, resolved, choice, installation, port)
     files_steps, download_bytes = model_steps(host, facts, backend, choice.artifact, cached)
     return _Work(
         choice=choice,
@@ -177,7 +190,11 @@ def _decide(
         if choice.artifact.local_path
         else (*installation.steps, *files_steps),
         download_bytes=download_bytes,
-        warnings=_warnings(gpus, request, resolved, choice, installation),
+        warnings=(
+            *_warnings(gpus, request, resolved, choice, installation),
+            *(f"this build of {backend.name} does not know {words[0]}: it is left out" for words in left_out),
+        ),
+        left_out=left_out,
     )
 
 
@@ -219,7 +236,7 @@ def _warnings(
     choice: Choice,
     installation: Installation,
 ) -> tuple[str, ...]:
-    fit, backend = choice.fit, BACKENDS[choice.backend]
+    fit, backend = choice.fit, backend_as_asked(choice.backend, request, resolved)
     found = [*resolved.warnings, *installation.warnings]
     if isinstance(backend, KeepsModels) and (note := backend.store_warning(choice.artifact)):
         found.append(note)
@@ -276,7 +293,10 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
         facts, (*prepare.steps, *(smoke_test.steps if smoke_test else ())), work.spec, prepare.environment
     )
     return PlannedDeployment(
-        plan=plan.model_copy(update={"commands": commands}), prepare=prepare, smoke_test=smoke_test
+        plan=plan.model_copy(update={"commands": commands}),
+        prepare=prepare,
+        smoke_test=smoke_test,
+        left_out=work.left_out,
     )
 
 

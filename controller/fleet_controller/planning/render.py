@@ -97,6 +97,10 @@ def _step(facts: HostFacts, step: Step) -> Iterator[PlannedCommand]:
     elif step.adopt_engine:
         adopt = step.adopt_engine
         text = f"use the binaries in {adopt.path} as {adopt.install_key} (links; nothing is copied or changed)"
+        if adopt.source_key:
+            source = _source_dir(facts, adopt.source_key)
+            folder = f"{facts.layout.engines_dir}/{adopt.install_key}"
+            text = f"copy {', '.join(adopt.binaries)} with their libraries from {source} to {folder}/bin"
         yield PlannedCommand(purpose="install", description=text)
     elif step.hub_download:
         yield _hub_download(facts, step.hub_download)
@@ -154,6 +158,8 @@ def _git_checkout(facts: HostFacts, step: GitCheckoutStep) -> Iterator[PlannedCo
 
 def _source_archive(facts: HostFacts, step: SourceArchiveStep) -> PlannedCommand:
     source = step.url or step.path or f"the sdist {step.python_sdist} from the host's package index"
+    if step.folder:
+        source = f"the newest of {', '.join(step.names)} in {step.folder}"
     text = f"unpack {source} to {_source_dir(facts, step.source_key)}"
     return PlannedCommand(purpose="install", description=text)
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 
-from fleet_controller.backends import BACKENDS, Backend
-from fleet_controller.backends.base import Installation, ServeOptions, SharesServer
+from fleet_controller.backends import Backend
+from fleet_controller.backends.base import Installation, ServeOptions, SharesServer, projector_path
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceStatus
-from fleet_controller.planning.candidates import Choice
+from fleet_controller.planning.candidates import Choice, backend_as_asked, engine_options
 from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.wishes import kept_options, options_json
 from fleet_inventory.hosts import Host
 
 LOOPBACK = "127.0.0.1"
@@ -35,8 +36,9 @@ def service_spec(
     choice: Choice,
     installation: Installation,
     port: int,
-) -> ServiceSpec:
-    backend = BACKENDS[choice.backend]
+) -> tuple[ServiceSpec, tuple[tuple[str, ...], ...]]:
+    """The service, and the words of its command line that the installed build does not know and that were left out."""
+    backend = backend_as_asked(choice.backend, request, resolved)
     bind_address = request.bind_address or LOOPBACK
     try:
         model_path = backend.model_path(choice.artifact, facts.layout.hf_home)
@@ -56,9 +58,12 @@ def service_spec(
             weights_bytes=choice.artifact.weights_bytes or 0,
             devices=len(gpus),
             hf_home=facts.layout.hf_home,
+            engine=engine_options(request),
+            projector_path=projector_path(choice.artifact, facts.layout.hf_home),
+            cache_bytes=choice.fit.cache_bytes,
         ),
     )
-    return ServiceSpec(
+    spec = ServiceSpec(
         name=resolved.name,
         backend=backend.name,
         backend_version=installation.version,
@@ -78,7 +83,10 @@ def service_spec(
         before_start=command.before_start,
         after_stop=command.after_stop,
         shared_port_path=command.shared_port_path,
+        metrics=command.metrics,
+        backend_options=options_json(request),
     )
+    return spec, command.left_out
 
 
 def choose_port(
@@ -142,13 +150,35 @@ def _merged(*groups: Iterable[EnvironmentVariable]) -> tuple[EnvironmentVariable
 
 
 def same_service(first: ServiceSpec, second: ServiceSpec) -> bool:
-    """Whether two specs mean the same process. What we promised or how long we would wait does not restart a model."""
-    own = ("promised_memory_bytes", "readiness")
+    """Whether two specs mean the same process. What we promised, how long we would wait, where its figures are read and
+    how it was asked for do not restart a model.
+    """
+    own = ("promised_memory_bytes", "readiness", "metrics", "backend_options")
     return first.model_dump(exclude=set(own)) == second.model_dump(exclude=set(own))
 
 
+def same_but_learnt(shown: ServiceSpec, fresh: ServiceSpec, left_out: Iterable[tuple[str, ...]]) -> bool:
+    """Whether `fresh` is `shown` but for what the finished install told: its version, and options it does not know."""
+    arguments = shown.arguments
+    for words in left_out:
+        at = next((i for i in range(len(arguments)) if arguments[i : i + len(words)] == words), None)
+        if at is not None:
+            arguments = arguments[:at] + arguments[at + len(words) :]
+    learnt = shown.model_copy(update={"arguments": arguments, "backend_version": fresh.backend_version})
+    return same_service(learnt, fresh)
+
+
 def changes(old: ServiceSpec, new: ServiceSpec) -> str:
-    """What differs, for people: "context_length 8192 -> 16384, port 8080 -> 8081"."""
+    """What differs, for people: "context_length 8192 -> 16384, port 8080 -> 8081, kv_cache_type default -> q8_0"."""
     differing = [key for key in NAMED_FIELDS if getattr(old, key) != getattr(new, key)]
     found = [f"{key} {getattr(old, key)} -> {getattr(new, key)}" for key in differing]
+    before, after = kept_options(old.backend_options), kept_options(new.backend_options)
+    asked = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    found += [f"{key} {_word(before.get(key))} -> {_word(after.get(key))}" for key in asked]
     return ", ".join(found) or "its command line or environment changed"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "default" if value is None else str(value)

@@ -158,7 +158,11 @@ def test_output_that_is_no_result(output: str) -> None:
 def test_every_backend_keeps_the_contract() -> None:
     for name, backend in BACKENDS.items():
         assert backend.name == name and backend.formats and 0 < backend.default_port < 65536
-        assert isinstance(backend, Benches) or name in ("vllm", "sglang")  # benched over HTTP, not by a tool of theirs
+        assert isinstance(backend, Benches) or name in (
+            "vllm",
+            "sglang",
+            "lm-studio",
+        )  # benched over HTTP, not by a tool of theirs
 
 
 @pytest.mark.llama_cpp
