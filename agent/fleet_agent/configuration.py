@@ -81,8 +81,14 @@ class AgentConfiguration:
     limits: Mapping[str, float] = field(default_factory=dict)
 
 
+# LLAMA_API_KEY, VLLM_API_KEY, LLAMA_ARG_HF_TOKEN, ...: what is set here is shown, logged and kept.
+_FOR_SECRETS = re.compile(r"[A-Z0-9_]*_(API_KEY|KEY|TOKEN|SECRET|PASSWORD)\Z")
+
+
 def allowed_environment(name: str) -> bool:
-    """Whether a step or a service may set this variable."""
+    """Whether a step or a service may set this variable; those for secrets are filled from this host's own."""
+    if _FOR_SECRETS.match(name):
+        return False
     if name in ALLOWED_ENVIRONMENT:
         return True
     prefixed = any(name.startswith(prefix) and name != prefix for prefix in ALLOWED_ENVIRONMENT_PREFIXES)

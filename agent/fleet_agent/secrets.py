@@ -1,8 +1,10 @@
-"""Secrets of this host: one file of mode 0600 each. They are put and used by name, and nothing ever reads one back."""
+"""Secrets of this host: one file of mode 0600 each. They are put and used by name; no call ever tells one."""
 
 import contextlib
+import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,10 @@ from fleet_agent.problem import ProblemError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _LONGEST_BYTES = 16 * 1024
+# A shorter one is guessed in no time, and could not be told from ordinary words in what a program prints.
+SHORTEST_BYTES = 8
+_CONFIGURATION = ".yaml"
+_TEMPORARY = ".new~"
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class SecretStore:
 
     def path(self, name: str) -> Path:
         """Where the secret lies, whether or not it is there. Raises ProblemError for a name that breaks the rule."""
-        if not _NAME.match(name):
+        if not _NAME.match(name) or name.endswith(_CONFIGURATION):
             raise ProblemError(
                 "bad-secret-name", f"secret name {name!r} is no plain name", "correct the request", "INVALID_ARGUMENT"
             )
@@ -41,17 +47,7 @@ class SecretStore:
             )
         if self._present(path) == line:
             return False
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        temporary = path.with_name(path.name + ".new~")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        self._write(path, line)
         return True
 
     def read(self, name: str) -> str:
@@ -62,11 +58,40 @@ class SecretStore:
         return value.decode()
 
     def remove(self, name: str) -> bool:
-        try:
-            self.path(name).unlink()
-        except FileNotFoundError:
-            return False
-        return True
+        """False where it was not there."""
+        return _unlinked(self.path(name))
+
+    def values(self) -> Iterator[bytes]:
+        """Every secret, to be blotted out of what programs print."""
+        for path in sorted(self.folder.glob("*")):
+            if not path.name.endswith((_CONFIGURATION, _TEMPORARY)):
+                with contextlib.suppress(OSError):
+                    yield path.read_bytes().strip()
+
+    def write_configuration(self, service: str, key: str, value: str) -> Path:
+        """`<service>.yaml` with the one line `<key>: "<value>"`; a JSON string is a YAML string, whatever is in it."""
+        path = self.folder / f"{service}{_CONFIGURATION}"
+        line = f"{key}: {json.dumps(value)}\n".encode()
+        if self._present(path) != line.strip():
+            self._write(path, line)
+        return path
+
+    def remove_configuration(self, service: str) -> bool:
+        return _unlinked(self.folder / f"{service}{_CONFIGURATION}")
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Atomic, and at no moment open to others."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        temporary = path.with_name(path.name + _TEMPORARY)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
 
     @staticmethod
     def _present(path: Path) -> bytes | None:
@@ -74,3 +99,11 @@ class SecretStore:
             return path.read_bytes().strip()
         except FileNotFoundError:
             return None
+
+
+def _unlinked(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fleet_agent.artifacts.hashing import Hash, expected_hash, hash_file, new_hash
-from fleet_agent.artifacts.http import CONNECTION_ERRORS, Source, open_url
+from fleet_agent.artifacts.http import CONNECTION_ERRORS, Source, may_carry_token, open_url
 from fleet_agent.jobs.errors import DISK_FULL_ERRNOS, JobProblem, Stopped, disk_full
 from fleet_agent.jobs.model import ArtifactFile
 from fleet_agent.steps.output import free_bytes
@@ -210,12 +210,14 @@ def _answer_problem(error: urllib.error.HTTPError, file: ArtifactFile, source: S
     """The problem of an answer that no retry changes."""
     host = urlsplit(source.url).netloc
     if error.code in (401, 403):
-        said = "the token sent has no access" if source.authorization else "no token was sent"
+        sent = source.authorization and may_carry_token(source.url)
+        unsent = "no token goes over plain http" if source.authorization else "no token was sent"
+        said = "the token sent has no access" if sent else unsent
         return JobProblem(
             "gated",
             f"{host} refuses {file.path} (HTTP {error.code}): {said}",
-            "accept the model's terms on the hub, put a token with access into the host's Hugging Face token file "
-            "(`hf auth login`, or HF_TOKEN_PATH in hosts.yaml), and deploy again",
+            "accept the model's terms on the hub, name a token with access as hub_token of this host in hosts.yaml "
+            "(env:HF_TOKEN or file:~/.config/fleet/hub-token), and deploy again",
         )
     if error.code in (404, 410):
         return JobProblem(

@@ -3,6 +3,8 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from fleet_agent.jobs.model import JobEvent, LogLine, Progress
@@ -15,7 +17,10 @@ LINE_CHARACTERS = 2000
 
 class Emitter:
     """Appends events from any thread. Progress and log lines are dropped where the disk is full: the step's own
-    write says so better."""
+    write says so better.
+
+    `redact` is put over every text that a program may have printed: log lines, results and problems.
+    """
 
     def __init__(self, writer: EventWriter) -> None:
         self._writer = writer
@@ -23,6 +28,7 @@ class Emitter:
         self._last_progress_seconds: dict[str, float] = {}
         self._log_lines = 0
         self.step_index = 0
+        self.redact: Callable[[str], str] = str
 
     def begin_step(self, step_index: int) -> None:
         self.step_index = step_index
@@ -31,6 +37,10 @@ class Emitter:
 
     def event(self, **content: Any) -> JobEvent:
         """Append one durable event. Raises OSError."""
+        if content.get("result") is not None:
+            content["result"] = replace(content["result"], json=self.redact(content["result"].json))
+        if content.get("problem") is not None:
+            content["problem"] = replace(content["problem"], message=self.redact(content["problem"].message))
         with self._lock:
             return self._writer.append(self.step_index, **content)
 
@@ -52,4 +62,4 @@ class Emitter:
         if self._log_lines == LOG_LINES_PER_STEP and stream != "agent":
             stream, text = "agent", f"more than {LOG_LINES_PER_STEP} lines of output: the rest is not kept"
         with contextlib.suppress(OSError):
-            self.event(log=LogLine(stream, text[:LINE_CHARACTERS]))
+            self.event(log=LogLine(stream, self.redact(text)[:LINE_CHARACTERS]))

@@ -24,6 +24,8 @@ from fleet_agent.jobs.store import EXIT_INTERRUPTED, EXIT_LOCKED, EventWriter, J
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import identity_of
+from fleet_agent.redaction import Redactor
+from fleet_agent.secrets import SecretStore
 from fleet_agent.steps import module_for
 from fleet_agent.steps.context import CHILD_GRACE_SECONDS, StepContext
 from fleet_agent.steps.output import free_bytes
@@ -114,6 +116,7 @@ class Runner:
             self._emitter.event(step_finished=step.name)
 
     def _context(self, spec: JobSpec, layout: Layout) -> StepContext:
+        self._emitter.redact = Redactor(SecretStore.of(layout)).text
         configuration = read_configuration(layout.configuration_path)
         environment = {variable.name: variable.value for variable in spec.environment}
         check_environment(environment)

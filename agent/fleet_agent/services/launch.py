@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleet_agent.process import ProcessIdentity, descendants, spawn, tree_members
@@ -16,10 +16,10 @@ NOBODY = ProcessIdentity(-1, "")
 
 @dataclass(frozen=True)
 class Launch:
-    """What will be started."""
+    """What will be started; the environment may hold a secret, so that it is not shown."""
 
     argv: tuple[str, ...]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
 
 
 def spawn_marked(launch: Launch, folder: Path, name: str, token: str, log: ServiceLog) -> ProcessIdentity:

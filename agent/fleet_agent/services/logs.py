@@ -3,6 +3,9 @@
 The server holds the file open in append mode for as long as it lives, longer than the agent. So rotation copies the
 file to <name>.log.1 and then cuts it to nothing: the server goes on writing at the new end. What it writes in the
 microseconds between the last read of the copy and the cut is lost; nothing else is.
+
+A server may print its own API key (SGLang prints its settings). It writes to the file itself, so secrets are blotted
+out where they lie, with as many asterisks: at each look at the server, and before anything of the log is read.
 """
 
 import asyncio
@@ -12,8 +15,11 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleet_agent.redaction import Redactor
+
 _BLOCK_BYTES = 64 * 1024
 _FOLLOW_SECONDS = 0.2
+_SCRUB_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,11 @@ class LogLimits:
 class ServiceLog:
     """The log at `path` and its older parts <path>.1 (newest), <path>.2, ..."""
 
-    def __init__(self, path: Path, limits: LogLimits = LogLimits()) -> None:
+    def __init__(self, path: Path, limits: LogLimits = LogLimits(), redactor: Redactor | None = None) -> None:
         self.path = path
         self._limits = limits
+        self._redactor = redactor
+        self._scrubbed_bytes = 0
 
     def open_for_append(self) -> int:
         """A descriptor for a server's stdout and stderr; the caller closes it. Raises OSError."""
@@ -51,7 +59,8 @@ class ServiceLog:
             return 0
 
     def rotate_if_large(self) -> bool:
-        """Rotates a log over its limit. Raises OSError (a full disk); then nothing is lost."""
+        """Rotates a log over its limit, with its secrets gone. Raises OSError (a full disk); then nothing is lost."""
+        self.scrub()
         if self.size_bytes() <= self._limits.largest_bytes:
             return False
         copy = self.path.with_name(self.path.name + ".new")
@@ -64,7 +73,18 @@ class ServiceLog:
             while block := source.read(_BLOCK_BYTES):  # what came while the files were renamed
                 target.write(block)
             source.truncate(0)
+        if self._redactor is not None:
+            _blot_out(self._part(1), 0, self._redactor)
+        self._scrubbed_bytes = 0
         return True
+
+    def scrub(self) -> None:
+        """Blots out this host's secrets in what was written since the last time. Raises OSError."""
+        size_bytes = self.size_bytes()
+        if self._redactor is None or size_bytes == self._scrubbed_bytes:
+            return
+        start = self._scrubbed_bytes if size_bytes > self._scrubbed_bytes else 0
+        self._scrubbed_bytes = _blot_out(self.path, start, self._redactor)
 
     def _shift(self) -> None:
         for number in range(self._limits.kept_files, 1, -1):
@@ -80,6 +100,7 @@ class ServiceLog:
 
     def tail(self, lines: int, end: int | None = None) -> bytes:
         """The last `lines` lines, across rotated parts; 0 = everything kept. `end` cuts the newest file there."""
+        self.scrub()
         found = b""
         for number in range(self._limits.kept_files + 1):
             try:
@@ -122,6 +143,7 @@ class ServiceLog:
 
     def _read_on(self, position: int, newest: int | None) -> tuple[bytes, int, int | None]:
         """What was added since; reads the parts that the file became meanwhile from where we were."""
+        self.scrub()
         parts = [self._part(number) for number in range(1, self._limits.kept_files + 1)]
         inodes = [_inode(part) for part in parts]
         data = b""
@@ -134,6 +156,32 @@ class ServiceLog:
             position = 0  # somebody else cut it
         fresh = _read_from(self.path, position)
         return data + fresh, position + len(fresh), inodes[0]
+
+
+def _blot_out(path: Path, start: int, redactor: Redactor) -> int:
+    """Overwrites the secrets from `start` on, and one that began before it; returns how far the file was read.
+
+    The server appends meanwhile, which never moves what is there.
+    """
+    values = redactor.values()
+    try:
+        with path.open("r+b", buffering=0) as file:
+            if not values:
+                return file.seek(0, os.SEEK_END)
+            overlap = len(values[0]) - 1
+            position = max(0, start - overlap)
+            file.seek(position)
+            while data := file.read(_SCRUB_BYTES):
+                for found, length in redactor.occurrences(data):
+                    os.pwrite(file.fileno(), b"*" * length, position + found)
+                end = position + len(data)
+                if len(data) <= overlap or end >= os.fstat(file.fileno()).st_size:
+                    return end
+                position = end - overlap
+                file.seek(position)
+            return position
+    except FileNotFoundError:
+        return 0
 
 
 def _present(inodes: list[int | None]) -> int:

@@ -17,7 +17,10 @@ from fleet_agent.layout import Layout
 from fleet_agent.leases.store import LeaseStore
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, resident_bytes
+from fleet_agent.redaction import Redactor
+from fleet_agent.secrets import SecretStore
 from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
+from fleet_agent.services.api_keys import check_api_key, forget_key, hand_over
 from fleet_agent.services.damaged import DamagedServices
 from fleet_agent.services.devices import NvidiaDevices
 from fleet_agent.services.journal import ServiceRecord
@@ -61,6 +64,8 @@ class ServiceSupervisor:
         self._context = ServiceContext(
             self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir, self._command
         )
+        self._secrets = SecretStore.of(layout)
+        self._redactor = Redactor(self._secrets)
         self._services: dict[str, ManagedService] = {}
         self._damaged = DamagedServices(layout.services_dir)
         self._locks: dict[str, asyncio.Lock] = {}
@@ -95,6 +100,7 @@ class ServiceSupervisor:
         device-busy, memory-short, tool-missing; then what ran before still runs.
         """
         check_spec(spec)
+        check_api_key(spec)
         return await self._unbroken(self._apply(spec))
 
     async def _apply(self, spec: ServiceSpec) -> ServiceStatus:
@@ -111,9 +117,11 @@ class ServiceSupervisor:
                     with self._writing(spec.name):
                         self._journal.write(service.record)
             except ProblemError:
+                self._forget_key(spec)
                 if service is not None:
                     service.resume()
                 raise
+            former = service.record.spec if service is not None else None
             self._claim(spec)
             await self._damaged.end(spec.name)
             if service is not None:
@@ -122,6 +130,8 @@ class ServiceSupervisor:
                 service = self._add(ServiceRecord(spec, DesiredState.RUNNING, Condition(ServiceState.STOPPED)))
             with self._writing(spec.name):
                 service.request(spec)
+            if former is not None:
+                self._forget_key(former)
             return service.status()
 
     async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
@@ -150,6 +160,7 @@ class ServiceSupervisor:
                 service.log.remove()
                 del self._services[name]
                 self._claims.pop(name, None)
+                self._forget_key(status.spec)
                 service.removed()
             return status
 
@@ -198,7 +209,10 @@ class ServiceSupervisor:
         return service
 
     def _log(self, name: str) -> ServiceLog:
-        return ServiceLog(log_path(self._layout, name), self._log_limits)
+        return ServiceLog(log_path(self._layout, name), self._log_limits, self._redactor)
+
+    def _forget_key(self, spec: ServiceSpec) -> None:
+        forget_key(spec, [service.record.spec for service in self._services.values()], self._secrets)
 
     def _add(self, record: ServiceRecord) -> ManagedService:
         service = ManagedService(record, self._context, self._log(record.spec.name))
@@ -246,7 +260,8 @@ class ServiceSupervisor:
         check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
         released = self._held_bytes(spec, own_pids, own) or 0
         check_memory(spec, self._devices, released - self._outstanding_bytes(spec))
-        return Launch((str(program), *spec.arguments), environment)
+        key = hand_over(spec, self._secrets)
+        return Launch((str(program), *spec.arguments, *key.arguments), {**environment, **key.environment})
 
     def _command(self, spec: ServiceSpec, run: ToolRun) -> Launch:
         """A tool of the service's before its start or after its end. Raises ProblemError."""

@@ -39,9 +39,9 @@ def _ask(step: ChatProbeStep, target: Target) -> dict[str, Any]:
         "max_tokens": step.max_tokens or DEFAULT_MAX_TOKENS,
         "stream": False,
     }
+    headers = _authorization(step.api_key_file)
     started = time.monotonic()
     try:
-        headers = _authorization(step.api_key_file)
         status, answer = ask(target, step.timeout_seconds or DEFAULT_TIMEOUT_SECONDS, body, headers)
     except (OSError, http.client.HTTPException) as error:
         raise no_answer(target, error) from None
@@ -74,4 +74,8 @@ def parse_reply(answer: bytes) -> dict[str, Any]:
 def _authorization(api_key_file: str) -> dict[str, str]:
     if not api_key_file:
         return {}
-    return {"Authorization": f"Bearer {Path(api_key_file).read_text().strip()}"}
+    try:
+        return {"Authorization": f"Bearer {Path(api_key_file).read_text().strip()}"}
+    except OSError as error:
+        message = f"cannot read the server's API key in {api_key_file}: {error.strerror}"
+        raise JobProblem("no-secret", message, "repeat the deploy: it puts the key there again") from None

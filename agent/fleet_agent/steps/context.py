@@ -16,9 +16,11 @@ from fleet_agent.configuration import AgentConfiguration, child_environment, res
 from fleet_agent.jobs.children import MARKER_NAME, ChildRecord, marker_value
 from fleet_agent.jobs.emitter import Emitter
 from fleet_agent.jobs.errors import JobProblem, Stopped, disk_full
+from fleet_agent.jobs.model import SecretVariable
 from fleet_agent.jobs.store import JobFolder
 from fleet_agent.layout import Layout
 from fleet_agent.process import identity_of, terminate_tree
+from fleet_agent.secrets import SecretStore
 from fleet_agent.steps.output import LineSplitter, free_bytes
 
 Parameters = ParamSpec("Parameters")
@@ -53,6 +55,11 @@ class StepContext:
     children: ChildRecord
     environment: Mapping[str, str]
     cancelled: threading.Event
+
+    def secrets(self, variables: Sequence[SecretVariable]) -> dict[str, str]:
+        """The variables with the secrets of this host that they are for. Raises ProblemError for one that is gone."""
+        store = SecretStore.of(self.layout)
+        return {variable.name: store.read(variable.secret) for variable in variables}
 
     def log(self, text: str) -> None:
         self.emitter.log(text)

@@ -4,15 +4,30 @@ Result: {"exit_code": 0, "stdout": text with capture_output}. Any other exit cod
 tool says in the step's own words that its work was done before.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fleet_agent.configuration import ALLOWED_TOOLS, INSTALL_KEY, check_environment
 from fleet_agent.jobs.errors import SpecProblem
-from fleet_agent.jobs.model import RunToolStep
+from fleet_agent.jobs.model import RunToolStep, SecretVariable
 from fleet_agent.steps.context import StepContext
+
+# A secret goes into a variable that is for one; that keeps it out of those that say what is loaded and run.
+_SECRET_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET)\Z")
+
+
+def check_secrets(variables: Sequence[SecretVariable]) -> None:
+    """Raises SpecProblem for a variable that is not for a secret, or names none."""
+    for variable in variables:
+        if not _SECRET_VARIABLE.match(variable.name) or not variable.secret:
+            raise SpecProblem(
+                f"{variable.name!r} is no variable for a secret", "its name ends in _KEY, _TOKEN, _SECRET"
+            )
 
 
 def check(step: RunToolStep) -> None:
+    check_secrets(step.secret_environment)
     check_environment({variable.name: variable.value for variable in step.environment})
     key, name = step.tool.install_key, step.tool.name
     if key and (not INSTALL_KEY.match(key) or not name or name.startswith("/") or ".." in name.split("/")):
@@ -30,6 +45,7 @@ async def run(step: RunToolStep, context: StepContext) -> dict[str, Any]:
     result = await context.run_child(
         [program, *step.arguments],
         environment={variable.name: variable.value for variable in step.environment},
+        private_environment=context.secrets(step.secret_environment),
         stall_seconds=step.stall_seconds,
         deadline_seconds=step.deadline_seconds,
         capture=step.capture_output,

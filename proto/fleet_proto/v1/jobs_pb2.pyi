@@ -503,7 +503,7 @@ Global___RunToolStep: _TypeAlias = RunToolStep  # noqa: Y015
 @_typing.final
 class SecretVariable(_message.Message):
     """An environment variable whose value is a secret of this host: known to the program only, and blotted out of what it
-    prints. Its name needs no allowlist.
+    prints. Its name ends in _KEY, _TOKEN or _SECRET.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -12,6 +12,8 @@ from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--say", default="")
+parser.add_argument("--api-key-file")
+parser.add_argument("--config")
 parser.add_argument("--exit", type=int, help="end at once with this code")
 parser.add_argument("--loading-until", type=Path, help="answer 503 until this file exists")
 parser.add_argument("--hang-when", type=Path, help="close every connection without an answer while this file exists")
