@@ -172,13 +172,15 @@ class Artifact(Frozen):
     """One set of files of a model: what to fetch for one quantization.
 
     `files` are patterns within the repository (`*` matches anything); none: the whole repository. `size_bytes` is for
-    estimates before the hub was asked; published sizes are rounded, so it is exact to about 0.1 %.
+    estimates before the hub was asked; published sizes are rounded, so it is exact to about 0.1 %. `projector` is the
+    pattern of the multimodal projector (mmproj-*.gguf, same repository) that it is served with unless asked without.
     """
 
     format: ArtifactFormat
     repository: Repository
     quantization: str
     files: tuple[str, ...] = ()
+    projector: str = ""
     size_bytes: Positive | None = None
     size_source: str = ""
     note: str = ""

@@ -33,7 +33,43 @@ def deploy(
         None, "--speculative/--no-speculative", help="Speculative decoding; as the catalog has it where not given."
     ),
     engine_path: str = typer.Option("", "--engine-path", help="Folder on the hosts with binaries to use as they are."),
+    kv_cache_type: str = typer.Option(
+        "",
+        "--kv-cache-type",
+        metavar="TYPE",
+        help="Type of the KV cache, in the backend's words: q8_0, q4_0, ... (llama.cpp), fp8, ... (vllm, sglang).",
+    ),
+    flash_attention: str = typer.Option(
+        "", "--flash-attention", metavar="on|off|auto", help="Flash attention (llama.cpp)."
+    ),
+    tensor_parallel: int | None = typer.Option(
+        None, "--tensor-parallel", min=1, help="GPUs to deal the model out to (vllm, sglang); all where not given."
+    ),
+    memory_fraction: float | None = typer.Option(
+        None, "--memory-fraction", min=0.05, max=1.0, help="Part of each GPU that the server takes (vllm, sglang)."
+    ),
+    dtype: str = typer.Option("", "--dtype", help="Type that is computed with: bfloat16, float16, ... (vllm, sglang)."),
+    vision: bool | None = typer.Option(
+        None,
+        "--vision/--no-vision",
+        help="With the model's multimodal projector, or without (llama.cpp); as the catalog has it where not given.",
+    ),
+    name: str = typer.Option(
+        "", "--name", help="Name of the service and of the model it serves; the model's where not given."
+    ),
+    offline: str = typer.Option(
+        "",
+        "--offline",
+        metavar="FOLDER",
+        help="Install the engine from this folder on the hosts (wheels, source or release archives), from no index.",
+    ),
     bind: str = typer.Option("", "--bind", help="Address that the endpoint listens on; 127.0.0.1 where not given."),
+    api_key: str = typer.Option(
+        "",
+        "--api-key",
+        metavar="REFERENCE",
+        help="Key that clients must send: env:NAME or file:/path, never the key itself. Needed with --bind.",
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
@@ -54,6 +90,15 @@ def deploy(
         engine_path=engine_path,
         speculative=speculative,
         bind_address=bind,
+        api_key=api_key,
+        kv_cache_type=kv_cache_type,
+        flash_attention=flash_attention,
+        tensor_parallel=tensor_parallel,
+        memory_fraction=memory_fraction,
+        dtype=dtype,
+        vision=vision,
+        service_name=name,
+        offline_folder=offline,
         dry_run=dry_run,
         yes=yes,
         as_json=as_json,

@@ -32,6 +32,15 @@ class DeployOptions:
     engine_path: str
     speculative: bool | None
     bind_address: str
+    api_key: str
+    kv_cache_type: str
+    flash_attention: str
+    tensor_parallel: int | None
+    memory_fraction: float | None
+    dtype: str
+    vision: bool | None
+    service_name: str
+    offline_folder: str
     dry_run: bool
     yes: bool
     as_json: bool
@@ -41,7 +50,19 @@ def run_deploy(options: DeployOptions) -> None:
     """Exit code 1 where a host failed, 3 where one was refused, 0 where all serve the model (or the plan is fine)."""
     if not options.model and not options.repository:
         raise UsageFailure("name a model, or give --repo owner/name", "fleet models lists the catalog")
+    _demand_reference(options.api_key)
     call(_deploy(options), when_interrupted=typed_command())
+
+
+def _demand_reference(api_key: str) -> None:
+    """Before anything is sent or shown: what was given may be the key itself, and is never repeated."""
+    from fleet_inventory.secret_reference import parse_reference
+
+    try:
+        if api_key:
+            parse_reference(api_key)
+    except ValueError as error:
+        raise UsageFailure(f"--api-key {error}", "export it, and say --api-key env:NAME") from None
 
 
 async def _deploy(options: DeployOptions) -> None:
@@ -79,6 +100,15 @@ def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:
         engine_path=options.engine_path,
         speculative=options.speculative,
         bind_address=options.bind_address,
+        api_key=options.api_key,
+        kv_cache_type=options.kv_cache_type,
+        flash_attention=options.flash_attention,
+        tensor_parallel=options.tensor_parallel,
+        memory_fraction=options.memory_fraction,
+        dtype=options.dtype,
+        vision=options.vision,
+        service_name=options.service_name,
+        offline_folder=options.offline_folder,
     )
 
 

@@ -6,7 +6,7 @@ hosts (a .gguf file or a folder with config.json; "./x" lies in a host's model f
 
 import re
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from fleet_controller.backends import BACKENDS
@@ -23,7 +23,7 @@ from fleet_controller.domain.resolved import (
 )
 from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
-from fleet_controller.hub import config_json, gguf
+from fleet_controller.hub import config_json, gguf, gguf_files
 from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
 from fleet_controller.planning.candidates import backend_named
@@ -107,6 +107,7 @@ def _of_catalog(
         shape=catalog_shape(model.architecture, model.max_context),
         artifacts=tuple(artifacts),
         overrides=tuple((name, _overrides(model, name, request)) for name in BACKENDS),
+        version_overrides=tuple(_version_overrides(model, request)),
         warnings=_gated_warnings({item.repository for item in artifacts if item.format != LMSTUDIO}, lister),
     )
 
@@ -122,7 +123,15 @@ def _of_entry(entry: CatalogArtifact, lister: Lister) -> ModelArtifact:
     kind = ".gguf" if entry.format.value == GGUF else ".safetensors"
     if not any(file.path.endswith(kind) for file in files):
         raise NoFilesError(f"{entry.repository} has no {kind} file for {entry.quantization}")
-    return _artifact(snapshot, entry.format.value, entry.quantization, files)
+    artifact = _artifact(snapshot, entry.format.value, entry.quantization, files)
+    if entry.projector:
+        artifact = artifact.model_copy(
+            update={"projector": gguf_files.choose_projector(snapshot.select((entry.projector,)))}
+        )
+        if artifact.projector is None:
+            raise NoFilesError(f"{entry.repository} has no multimodal projector {entry.projector}")
+        artifact = artifact.seeing(True)
+    return artifact
 
 
 def _artifact(
@@ -132,6 +141,11 @@ def _artifact(
     files: tuple[ArtifactFile, ...],
     shape: ModelShape | None = None,
 ) -> ModelArtifact:
+    projector = None
+    if artifact_format == GGUF:
+        files = tuple(file for file in files if not gguf_files.is_projector(file.path))
+        gguf_files.demand_all_parts([file.path for file in files], snapshot.repository)
+        projector = gguf_files.choose_projector(snapshot.files)
     return ModelArtifact(
         format=artifact_format,
         quantization=quantization,
@@ -142,13 +156,14 @@ def _artifact(
         files=files,
         weights_bytes=sum(file.size_bytes for file in files if file.path.endswith((".gguf", ".safetensors"))),
         shape=shape,
+        projector=projector,
     )
 
 
 def _gated_warnings(repositories: set[str], lister: Lister) -> tuple[str, ...]:
     gated = sorted(repository for repository in repositories if lister(repository).gated)
     return tuple(
-        f"{name} is gated: the host needs a token that may read it (`hf auth login` there, or HF_TOKEN_PATH)"
+        f"{name} is gated: the host needs a token that may read it (hub_token in hosts.yaml, or `hf auth login` there)"
         for name in gated
     )
 
@@ -178,9 +193,20 @@ def _overrides(model: Model, backend: str, request: DeployRequest) -> BackendOve
         tool_call_parser=settings.tool_call_parser or "",
         memory_fraction=settings.memory_fraction or "",
         speculative=speculation.arguments if speculation else (),
+        speculative_environment=tuple(sorted(speculation.environment)) if speculation else (),
         requirements=tuple(item for item in settings.requirements if not item.startswith(f"{backend}==")),
         known_problems=settings.known_problems,
     )
+
+
+def _version_overrides(model: Model, request: DeployRequest) -> Iterator[tuple[str, str, BackendOverrides]]:
+    """Settings by backend and version, for a service that stays on a version nobody names this time."""
+    for backend in BACKENDS:
+        notes = model.notes_for(backend)
+        pinned = notes.version or _pinned(notes.requirements, backend)
+        for version in dict.fromkeys((*notes.versions, *((pinned,) if pinned else ()))):
+            asked = request.model_copy(update={"backend_version": version})
+            yield backend, version, _overrides(model, backend, asked)
 
 
 def _pinned(requirements: tuple[str, ...], backend: str) -> str:
@@ -289,7 +315,7 @@ def _of_path(path: str, quantization: str) -> ResolvedModel:
     """A file or folder on the hosts. Where this machine has it too, its size and header are taken from here."""
     plain = path.rstrip("/")
     pure = PurePosixPath(plain)
-    name = service_name(pure.stem if plain.endswith(".gguf") else pure.name)
+    name = service_name(gguf_files.without_part(pure.stem) if plain.endswith(".gguf") else pure.name)
     artifact = _local_gguf(plain) if plain.endswith(".gguf") else _local_folder(plain)
     stated = _stated_quantization(plain) if artifact.format == GGUF else artifact.quantization
     if quantization and stated and quantization.upper() != stated.upper():
@@ -306,17 +332,19 @@ def _of_path(path: str, quantization: str) -> ResolvedModel:
 
 
 def _local_gguf(path: str) -> ModelArtifact:
-    quantization = quantization_of_file(path)
+    parts = gguf_files.local_parts(path)
+    artifact = ModelArtifact(format=GGUF, quantization=quantization_of_file(path), local_path=path, local_parts=parts)
     file = Path(path)
     if not file.is_absolute() or not file.is_file():
-        return ModelArtifact(format=GGUF, quantization=quantization, local_path=path)
-    header = gguf.read_file(file)
-    return ModelArtifact(
-        format=GGUF,
-        quantization=quantization,
-        local_path=path,
-        weights_bytes=file.stat().st_size,
-        shape=gguf.shape_of(header),
+        return artifact
+    files = [Path(part) for part in parts or (path,)]
+    gguf_files.demand_all_parts([str(part) for part in files if part.is_file()], "this machine")
+    return artifact.model_copy(
+        update={
+            "weights_bytes": sum(part.stat().st_size for part in files),
+            "shape": gguf.shape_of(gguf.read_file(file)),
+            "projector": gguf_files.local_projector(file),
+        }
     )
 
 

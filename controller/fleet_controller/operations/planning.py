@@ -12,8 +12,10 @@ from fleet_controller.domain.plan import DeployRequest, HostPlan
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.options import demand_options
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
+from fleet_controller.operations.secrets import identify, resolve_api_key
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
 from fleet_controller.planning.wishes import filled
 from fleet_inventory.hosts import Host
@@ -54,18 +56,17 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
             "no-model", "name a model or give --repo owner/name", "fleet models lists them", usage=True
         )
     _demand_address(request.bind_address)
+    demand_options(request)
     hosts = context.select(request.pattern)
-    request = named(request)
-    endpoints = list(dict.fromkeys(_endpoint(host) for host in hosts))
+    request = _with_key_id(context, named(request))
+    hubs = list(dict.fromkeys(_hub(host) for host in hosts))
     found, states = await asyncio.gather(
-        asyncio.gather(*(resolve_for(request, endpoint) for endpoint in endpoints), return_exceptions=True),
+        asyncio.gather(*(resolve_for(request, *hub) for hub in hubs), return_exceptions=True),
         asyncio.gather(*(gather_state(context, host) for host in hosts)),
     )
-    models = dict(zip(endpoints, found, strict=True))
+    models = dict(zip(hubs, found, strict=True))
     _raise_where_nothing_resolves(models)
-    planned = [
-        _plan_of(host, state, request, models[_endpoint(host)]) for host, state in zip(hosts, states, strict=True)
-    ]
+    planned = [_plan_of(host, state, request, models[_hub(host)]) for host, state in zip(hosts, states, strict=True)]
     body = "".join(host.model_dump_json() for host in planned)
     plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]
     plan = StoredPlan(plan_id=plan_id, request=request, hosts=tuple(planned))
@@ -131,11 +132,20 @@ def _plan_of(
     return PlannedHost(deployment=deployment, resolved=resolved)
 
 
-def _endpoint(host: Host) -> str:
-    return host.environment.get("HF_ENDPOINT", "")
+def _hub(host: Host) -> tuple[str, str]:
+    """The hub that a host downloads from, "" = the usual one, and the reference to its token."""
+    return host.environment.get("HF_ENDPOINT", ""), host.hub_token or ""
 
 
-def _raise_where_nothing_resolves(models: dict[str, ResolvedModel | BaseException]) -> None:
+def _with_key_id(context: FleetContext, request: DeployRequest) -> DeployRequest:
+    """Tells one key from another, without keeping any. Raises OperationError where the reference leads nowhere."""
+    if not request.api_key:
+        return request
+    key_id = identify(resolve_api_key(request.api_key), context.settings.state_dir)
+    return request.model_copy(update={"api_key_id": key_id})
+
+
+def _raise_where_nothing_resolves(models: dict[tuple[str, str], ResolvedModel | BaseException]) -> None:
     """One endpoint that is down costs only its hosts; a model that nobody knows is the user's to correct."""
     errors = [model for model in models.values() if isinstance(model, BaseException)]
     for error in errors:

@@ -1,0 +1,68 @@
+"""Which GGUF files belong together: the parts of a split model, and the multimodal projector that goes with it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.hub.errors import NoFilesError
+
+# llama-gguf-split writes tiny-00001-of-00003.gguf; a server is given the first part and finds the others itself.
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+# The projectors of one repository differ in their precision only; 16 bits are what the field serves with.
+_PROJECTOR_PREFERENCE = ("f16", "bf16", "q8_0", "f32")
+
+
+def is_projector(path: str) -> bool:
+    return PurePosixPath(path).name.startswith("mmproj") and path.endswith(".gguf")
+
+
+def choose_projector(files: Sequence[ArtifactFile]) -> ArtifactFile | None:
+    """The projector among a repository's files: with 16 bits where there are several."""
+
+    def place(file: ArtifactFile) -> tuple[int, str]:
+        words = re.split(r"[-_.]", PurePosixPath(file.path).stem.lower())
+        known = (at for at, word in enumerate(_PROJECTOR_PREFERENCE) if word in words or word.replace("_", "") in words)
+        return next(known, len(_PROJECTOR_PREFERENCE)), file.path
+
+    return min((file for file in files if is_projector(file.path)), key=place, default=None)
+
+
+def demand_all_parts(paths: Sequence[str], where: str) -> None:
+    """Raises NoFilesError where a part of a split model is missing among the paths."""
+    splits: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        if found := _PART.search(path):
+            splits.setdefault((path[: found.start()], int(found[2])), set()).add(int(found[1]))
+    for (stem, count), parts in splits.items():
+        missing = sorted(set(range(1, count + 1)) - parts)
+        if missing:
+            listed = ", ".join(map(str, missing))
+            message = f"{where} lacks part {listed} of {count} of {stem}.gguf"
+            raise NoFilesError(message, "wait until it is complete, or choose another quantization")
+
+
+def local_parts(path: str) -> tuple[str, ...]:
+    """Every part of the split model that begins with `path`; () for a model in one file.
+
+    Raises NoFilesError for a path to another part than the first.
+    """
+    found = _PART.search(path)
+    if found is None:
+        return ()
+    stem, count = path[: found.start()], int(found[2])
+    if int(found[1]) != 1:
+        first = f"{stem}-00001-of-{count:05d}.gguf"
+        raise NoFilesError(f"{path} is part {int(found[1])} of {count}", f"name the first part: {first}")
+    return tuple(f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1))
+
+
+def without_part(stem: str) -> str:
+    """The name of a model without the number of its part: tiny-F16 of tiny-F16-00001-of-00003."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+
+
+def local_projector(model: Path) -> ArtifactFile | None:
+    """The projector that lies beside a model on this machine."""
+    beside = (ArtifactFile(path=str(p), size_bytes=p.stat().st_size) for p in model.parent.glob("mmproj*.gguf"))
+    return choose_projector(tuple(beside))
