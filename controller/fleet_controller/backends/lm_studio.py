@@ -172,7 +172,7 @@ class LmStudio:
             return ""
         size = f" ({artifact.weights_bytes / 1e9:.1f} GB)" if artifact.weights_bytes else ""
         return (
-            f"LM Studio itself fetches {artifact.repository}{size} where it has not got it, unchecked, newest revision; "
+            f"LM Studio itself fetches {artifact.repository}{size} where it lacks it, newest revision, unchecked; "
             f"it chooses the quantization by the hardware, {artifact.quantization} is what the catalog expects"
         )
 
