@@ -66,7 +66,8 @@ def usable(
     groups: list[tuple[Backend, list[ModelArtifact]]] = []
     reasons: list[str] = []
     refusals: list[OptionRefusedError] = []
-    for name, artifact_format in (*preference, *(on_request if wanted else ())):
+    known = (*preference, *(on_request if wanted else ()))
+    for name, artifact_format in (*known, *_by_its_formats(wanted, known)):
         backend = backend_as_asked(name, request, resolved)
         if wanted and name != wanted:
             continue
@@ -94,6 +95,13 @@ def usable(
     if not groups:
         raise _nothing_usable(request, resolved, wanted, reasons)
     return groups
+
+
+def _by_its_formats(wanted: str, known: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """A backend that was asked for and has no place in the tables above: its own order counts."""
+    if not wanted or any(name == wanted for name, _ in known):
+        return ()
+    return tuple((wanted, artifact_format) for artifact_format in BACKENDS[wanted].formats)
 
 
 def engine_options(request: DeployRequest) -> EngineOptions:
