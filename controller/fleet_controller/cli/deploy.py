@@ -19,7 +19,7 @@ def deploy(
     ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     backend: str = typer.Option(
-        "", "--backend", "-b", help="llama.cpp, mlx-lm, vllm, sglang or lm-studio; llama.cpp or mlx-lm where not given."
+        "", "--backend", "-b", help="By name (a wrong one lists those there are); llama.cpp or mlx-lm where not given."
     ),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
     quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),

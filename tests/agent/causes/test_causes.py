@@ -78,8 +78,8 @@ SOURCES = [
     # vllm 0.32.0 v1/core/kv_cache_utils.py:1031
     (
         "ValueError: To serve at least one request with the model's max seq len (262144), (16.0 GiB KV cache is "
-        "needed, which is larger than the available KV cache memory (3.1 GiB). Based on the available memory, the estimated "
-        "maximum model length is 51200.",
+        "needed, which is larger than the available KV cache memory (3.1 GiB). Based on the available memory, the "
+        "estimated maximum model length is 51200.",
         "context-too-large",
     ),
     # vllm 0.32.0 v1/worker/utils.py:763

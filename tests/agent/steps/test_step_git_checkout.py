@@ -135,5 +135,5 @@ async def test_an_unknown_ref_and_an_unknown_repository_leave_nothing(agent: Age
     step = GitCheckoutStep(origin.url, "no-such-tag", "engine")
     assert problem_of(await agent.run(Step("git", git_checkout=step), job_id="ref"))[0] == "unknown-ref"
     step = GitCheckoutStep(origin.url.replace("engine", "other"), "main", "engine")
-    assert problem_of(await agent.run(Step("git", git_checkout=step), job_id="url"))[0] == "git-failed"
+    assert problem_of(await agent.run(Step("git", git_checkout=step), job_id="url"))[0] == "git-refused"
     assert list(agent.layout.sources_dir.iterdir()) == []
