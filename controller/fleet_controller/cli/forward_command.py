@@ -11,7 +11,7 @@ from fleet_controller.cli.forward_view import forward_document, print_forwards
 from fleet_controller.cli.output import print_json
 from fleet_controller.forwarding.manage import ForwardError, forwards_lock, stop_forward
 from fleet_controller.forwarding.record import Forward, forwards_folder, list_forwards
-from fleet_controller.settings import Settings
+from fleet_controller.settings import Settings, UnsafeFolderError
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def run_forward(options: ForwardOptions) -> None:
             start(StartOptions(options.model, options.pattern, options.port, options.as_json), settings)
     except ForwardError as error:
         raise CommandFailure(error.message, error.remedy) from None
+    except UnsafeFolderError as error:
+        raise CommandFailure(str(error)) from None
 
 
 def _demand_sense(options: ForwardOptions) -> None:
@@ -96,10 +98,14 @@ def _chosen(options: ForwardOptions, forwards: Sequence[Forward]) -> list[Forwar
     found = [one for one in forwards if not options.model or one.model == options.model]
     if options.pattern == "all":
         return found
+    from fleet_inventory.base import InventoryError
     from fleet_inventory.hosts import Host, load_inventory
     from fleet_inventory.patterns import PatternError, select
 
-    inventory = load_inventory(Settings.from_environment().hosts_file).hosts
+    try:
+        inventory = load_inventory(Settings.from_environment().hosts_file).hosts
+    except InventoryError:
+        inventory = {}  # what is forwarded can be stopped all the same
     known = [
         *inventory.values(),
         *(Host(name=one.host, address=one.host) for one in found if one.host not in inventory),

@@ -39,6 +39,7 @@ from fleet_controller.forwarding.record import (
 from fleet_controller.forwarding.ssh_command import forward_command, login_command
 from fleet_controller.operations.reports import HostServices
 from fleet_controller.settings import Settings
+from fleet_inventory.base import InventoryError
 from fleet_inventory.hosts import Host, load_inventory
 
 UP_SECONDS = 30.0
@@ -158,7 +159,10 @@ def _tell_direct(options: StartOptions, target: Target, address: str) -> None:
 
 
 def _host(settings: Settings, name: str) -> Host:
-    found = load_inventory(settings.hosts_file).hosts.get(name)
+    try:
+        found = load_inventory(settings.hosts_file).hosts.get(name)
+    except InventoryError as error:
+        raise UsageFailure(str(error)) from None
     if found is None:
         raise CommandFailure(f"{name} is no longer in {settings.hosts_file}", "repeat the command")
     return found

@@ -24,6 +24,8 @@ COLUMNS = (
     "HOST", "MODEL", "STATE", "BACKEND", "VERSION", "QUANT", "CONTEXT", "PORT", "MEMORY", "TOK/S", "UPTIME",
     "RESTARTS", "ENDPOINT",
 )  # fmt: skip
+# Of an endpoint that only its own host can use.
+OWN_LOOPBACK = " only"
 STYLES = {"ready": GREEN, "starting": YELLOW, "backing-off": YELLOW, "unhealthy": RED, "failed": RED, "foreign": DIM}
 
 
@@ -57,6 +59,8 @@ def _print(
     if forwards:
         print()
         print_forwards(forwards, hosts)
+    if sys.stderr.isatty() and any(row[-1].endswith(OWN_LOOPBACK) for row in rows):
+        print("to use a model of another host on this machine: fleet forward MODEL", file=sys.stderr)
 
 
 def _report(messages: Sequence[controller_pb2.HostServices]) -> None:
@@ -98,7 +102,8 @@ def _endpoint(host: HostServices, model: str, forwards: Sequence[Forward]) -> st
     ways = ways_to(host, status.spec, forward)
     if not ways:
         stale = forward is not None and note_of(forward, [host])
-        return f"{host.host}'s {status.spec.bind_address} only" + (" (the forward needs a look)" if stale else "")
+        address = f"{host.host}'s {status.spec.bind_address}{OWN_LOOPBACK}"
+        return f"{address} (the forward needs a look)" if stale else address
     way = ways[0]
     return f"{way.base_url} ({way.via.value})" if way.via.value != "local" else way.base_url
 
