@@ -17,7 +17,16 @@ def shell_commands(text: str) -> list[list[str]]:
 def shell_lines(text: str) -> list[tuple[dict[str, str], str]]:
     """As shell_commands: each command's own variables, and its words as one line."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    programs = ("git clone", "cmake ", "cp ", "uv ", "./llama.cpp/", "llama-bench ", "llama-server ")
+    programs = (
+        "git clone",
+        "cmake ",
+        "cp ",
+        "uv ",
+        "./llama.cpp/",
+        "llama-bench ",
+        "llama-server ",
+        "~/.lmstudio/bin/lms ",
+    )
     lines = (line.strip().removeprefix("$ ") for line in joined.splitlines())
     commands = (without_environment(line) for line in lines)
     return [(variables, line) for variables, line in commands if line.startswith(programs)]
@@ -74,6 +83,8 @@ SUBSTITUTIONS = (
     Substitution("vLLM program", ("uv", "run", "vllm"), ("{engine}/venv/bin/vllm",), True),
     Substitution("model option", ("--model", REPOSITORY), ("--model-path", SNAPSHOT)),
     Substitution("hub repository", (REPOSITORY,), (SNAPSHOT,)),
+    Substitution("lms program", (r"~/\.lmstudio/bin/lms",), ("{lms}",), True),
+    Substitution("exact LM Studio model", ("load", r"(?P<name>glm-4\.7-flash)"), ("load", "--exact", "zai-org/{name}")),
     Substitution("git program", ("git", "clone"), ("{git}", "clone"), True),
     Substitution("cmake program", ("cmake",), ("{cmake}",), True),
     Substitution("build folder", (r"llama\.cpp/build",), ("{engine}.build",)),
@@ -122,6 +133,13 @@ ADDITIONS = (
     Addition("repetitions", ("-[rn]", "5")),
     Addition("depth", ("-d", "0")),
     Addition("machine-readable output", ("-o", "json")),
+    Addition("machine-readable output", ("--json",)),
+    Addition("speed of each answer", ("--stats",)),
+    Addition("model to get", (r"zai-org/glm-4\.7-flash",)),
+    Addition("nobody is asked", ("-y",)),
+    Addition("address of LM Studio's server", ("--port", "1234", "--bind", r"127\.0\.0\.1")),
+    Addition("identifier", ("--identifier", r"fleet-[a-z0-9._-]+")),
+    Addition("whole model on the GPU", ("--gpu", "max")),
 )
 
 # Variables that we set and the notes do not, by program.
