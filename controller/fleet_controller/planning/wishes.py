@@ -18,8 +18,11 @@ KEPT_OPTIONS = (*EngineOptions.model_fields, "speculative")
 
 
 def options_json(request: DeployRequest) -> str:
-    """The options that were asked for, as canonical JSON; "" where there is none."""
-    values = {name: getattr(request, name) for name in KEPT_OPTIONS}
+    """The options that were asked for, as canonical JSON; "" where there is none.
+
+    The API key's reference is among them for the users of the endpoint; the next deploy does not keep it.
+    """
+    values = {name: getattr(request, name) for name in (*KEPT_OPTIONS, "api_key")}
     asked = {name: value for name, value in values.items() if value not in ("", None)}
     return json.dumps(asked, sort_keys=True, separators=(",", ":")) if asked else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.services import ApiKey, ProcessIdentity, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.domain.steps import ToolRef
 from fleet_controller.endpoints.addresses import KeyReference, Via, served_models
@@ -14,6 +15,7 @@ from fleet_controller.forwarding.manage import new_forward
 from fleet_controller.forwarding.processes import identity_of
 from fleet_controller.forwarding.record import Forward, ForwardState
 from fleet_controller.operations.reports import HostServices
+from fleet_controller.planning.wishes import kept_options, options_json
 
 
 def status(model: str = "tiny-chat", runs: bool = True, **spec: Any) -> ServiceStatus:
@@ -97,6 +99,14 @@ def test_a_key_is_known_by_its_reference_alone(options: str, told: KeyReference)
     [served] = served_models([on("gpu1", guarded)], [])
     assert served.key == told
     assert "sk-secret" not in repr(served)
+
+
+def test_the_reference_that_a_deploy_was_given_reaches_its_clients() -> None:
+    options = options_json(DeployRequest(model="m", pattern="gpu1", api_key="env:GLM_KEY", dtype="bfloat16"))
+    assert "api_key" not in kept_options(options), "the next deploy is told its key anew"
+    guarded = status(api_key=ApiKey(secret="key", environment="VLLM_API_KEY"), backend_options=options)
+    [served] = served_models([on("gpu1", guarded)], [])
+    assert served.key == KeyReference(environment="GLM_KEY")
 
 
 def test_a_service_without_a_key_asks_for_none() -> None:
