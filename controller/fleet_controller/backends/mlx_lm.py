@@ -48,6 +48,7 @@ class MlxLm:
     """See the module's docstring. Versions are those of the mlx-lm distribution: "0.32.2"."""
 
     name = "mlx-lm"
+    pinned_version = MLX_LM_VERSION
     formats: tuple[str, ...] = (MLX, SAFETENSORS)
     default_port = 8080
     offloads = False

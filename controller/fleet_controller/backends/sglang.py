@@ -48,6 +48,7 @@ class SGLang(GpuPythonEngine):
     """See the module's docstring. Versions: "0.5.16", a commit of 7 to 40 digits, or "main" as it is today."""
 
     name = "sglang"
+    pinned_version = SGLANG_VERSION
     default_port = 30000
     engine_options: Mapping[str, tuple[str, ...]] = {
         "kv_cache_type": tuple(word for word in CACHE_TYPE_BYTES if word != "fp8"),

@@ -53,6 +53,7 @@ class Vllm(GpuPythonEngine):
     """See the module's docstring. Versions: "0.26.0", "nightly", a nightly's own version, or the commit of a build."""
 
     name = "vllm"
+    pinned_version = VLLM_VERSION
     default_port = 8000
     engine_options: Mapping[str, tuple[str, ...]] = {
         "kv_cache_type": tuple(CACHE_TYPE_BYTES),

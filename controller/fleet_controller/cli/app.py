@@ -2,7 +2,7 @@
 
 import typer
 
-from fleet_controller.cli import agent, controller, deploy, endpoints, hosts, results
+from fleet_controller.cli import agent, backends, controller, deploy, endpoints, hosts, results
 
 app = typer.Typer(
     name="fleet",
@@ -33,4 +33,5 @@ deploy.register(app)
 endpoints.register(app)
 results.register(app)
 app.add_typer(agent.app, name="agent")
+app.add_typer(backends.app, name="backends")
 app.add_typer(controller.app, name="controller")

@@ -10,7 +10,15 @@ from typing import Any
 OK, SOME_HOST_FAILED, WRONG_USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 # Does not fit, busy, policy: what a plan refuses, and what the agent refuses right before the launch.
 REFUSAL_CODES = frozenset(
-    {"does-not-fit", "busy", "too-many-services", "port-not-allowed", "device-busy", "memory-short"}
+    {
+        "does-not-fit",
+        "busy",
+        "too-many-services",
+        "port-not-allowed",
+        "device-busy",
+        "memory-short",
+        "engine-in-use",
+    }
 )
 
 

@@ -71,7 +71,7 @@ def _print_problem(host: controller_pb2.HostPlan, stream: TextIO) -> None:
         print(f"  next: {host.problem.remedy}", file=error_stream)
 
 
-def print_commands(host: controller_pb2.HostPlan, stream: TextIO) -> None:
+def print_commands(host: controller_pb2.HostPlan | controller_pb2.HostEnginesPlan, stream: TextIO) -> None:
     """One command a line, quoted for a POSIX shell with its environment in front; comments say what the agent does."""
     if not host.commands:
         return

@@ -124,6 +124,29 @@ class ControllerServicer(GeneratedServicer):
         except Exception as error:
             await _abort(context, error)
 
+    async def ListEngines(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.engines import list_engines
+
+        async for message in _stream(list_engines(self._context, request.pattern), controller_pb2.HostEngines, context):
+            yield message
+
+    async def PlanEngines(self, request: Any, context: Any) -> controller_pb2.EnginesPlan:
+        from fleet_controller.domain.engines import EnginesRequest
+        from fleet_controller.operations.engines import plan
+
+        try:
+            planned = await plan(self._context, from_wire(EnginesRequest, request))
+        except Exception as error:
+            await _abort(context, error)
+        hosts = [to_wire(host.plan, controller_pb2.HostEnginesPlan) for host in planned.hosts]
+        return controller_pb2.EnginesPlan(plan_id=planned.plan_id, hosts=hosts)
+
+    async def ChangeEngines(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.engines import change
+
+        async for message in _stream(change(self._context, request.plan_id), controller_pb2.HostEvent, context):
+            yield message
+
     async def Bench(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.bench import BenchRequest, bench
 

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
+from fleet_controller.domain.engines import InstallUse, Leftover
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.jobs import JobEvent, JobStatus
 from fleet_controller.domain.services import ForeignServer, ServiceSpec, ServiceStatus
@@ -29,6 +30,8 @@ CALL_TIMEOUT_SECONDS = 20.0
 FACTS_TIMEOUT_SECONDS = 30.0
 # CancelJob and StopService block until a process tree is gone.
 STOP_TIMEOUT_SECONDS = 90.0
+# A Python environment of many thousand files on a network file system.
+DISK_TIMEOUT_SECONDS = 600.0
 
 Model = TypeVar("Model", bound=Frozen)
 Reply = TypeVar("Reply")
@@ -141,8 +144,20 @@ class AgentClient:
     async def remove_engine(self, install_key: str) -> int:
         """Removes an install of ours; returns the bytes freed. Refused while a service is on it."""
         request = agent_pb2.RemoveEngineRequest(install_key=install_key)
-        reply = await self._call(self._stub.RemoveEngine, request, STOP_TIMEOUT_SECONDS)
+        reply = await self._call(self._stub.RemoveEngine, request, DISK_TIMEOUT_SECONDS)
         return int(reply.freed_bytes)
+
+    async def survey_engines(self) -> tuple[tuple[InstallUse, ...], tuple[Leftover, ...]]:
+        """What every install of ours takes and who needs it, and what else lies in the engines folder."""
+        reply = await self._call(self._stub.SurveyEngines, agent_pb2.SurveyEnginesRequest(), DISK_TIMEOUT_SECONDS)
+        installs = tuple(from_wire(InstallUse, use) for use in reply.installs)
+        return installs, tuple(from_wire(Leftover, leftover) for leftover in reply.leftovers)
+
+    async def collect_leftovers(self, paths: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+        """Removes those that nobody needs now: (bytes freed, what went)."""
+        request = agent_pb2.CollectLeftoversRequest(paths=paths)
+        reply = await self._call(self._stub.CollectLeftovers, request, DISK_TIMEOUT_SECONDS)
+        return int(reply.freed_bytes), tuple(reply.removed)
 
     async def find_servers(self, ports: Sequence[int] = ()) -> tuple[ForeignServer, ...]:
         """Model servers on the host that fleet did not start."""
