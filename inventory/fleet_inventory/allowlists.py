@@ -26,9 +26,11 @@ EXACT = (
 )
 PREFIXES = ("LLAMA_", "GGML_", "MLX_", "VLLM_", "SGLANG_")
 TOOLS = ("git", "cmake", "ninja", "make", "uv", "lms", "brew", "nvcc", "python3")
-KEY_PATTERN = f"^(?:{'|'.join(EXACT)}|(?:{'|'.join(PREFIXES)})[A-Z0-9_]+)$"
+_SECRET_ENDINGS = "_(?:API_KEY|KEY|TOKEN|SECRET|PASSWORD)$"
+KEY_PATTERN = f"^(?!.*{_SECRET_ENDINGS})(?:{'|'.join(EXACT)}|(?:{'|'.join(PREFIXES)})[A-Z0-9_]+)$"
+_FOR_SECRETS = re.compile(_SECRET_ENDINGS)
 
-_SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
+_HUB_TOKENS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "LLAMA_ARG_HF_TOKEN"}
 
 
 def is_allowed(key: str) -> bool:
@@ -38,8 +40,10 @@ def is_allowed(key: str) -> bool:
 
 def refusal(key: str) -> str:
     """Why `key` is refused, and what may be set instead."""
-    if key in _SECRETS:
-        return "a token does not belong in this file; put it into a file on the host and set HF_TOKEN_PATH"
+    if key in _HUB_TOKENS:
+        return "a token does not belong in this file; say where it lies: hub_token: env:HF_TOKEN or file:/path"
+    if _FOR_SECRETS.search(key):
+        return "a secret does not belong in this file; give a deploy its API key: --api-key env:NAME or file:/path"
     allowed = ", ".join((*EXACT, *(f"{prefix}*" for prefix in PREFIXES)))
     if is_allowed(key.upper()):
         return f"this variable may not be set; did you mean '{key.upper()}'?"

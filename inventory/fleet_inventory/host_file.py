@@ -10,6 +10,8 @@ from pydantic_core import CoreSchema
 
 from fleet_inventory.allowlists import KEY_PATTERN, TOOLS, is_allowed, refusal
 from fleet_inventory.base import Frozen
+from fleet_inventory.secret_reference import PATTERN as REFERENCE_PATTERN
+from fleet_inventory.secret_reference import parse_reference
 from fleet_inventory.sizes import parse_bytes
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -96,6 +98,10 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _reference(value: str) -> str:
+    return str(parse_reference(value))
+
+
 def _environment_key(value: str) -> str:
     if not is_allowed(value):
         raise ValueError(refusal(value))
@@ -131,6 +137,7 @@ Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, WithJsonSchema({"type": ["string", "number", "boolean"]})]  # kept exactly as written
 AbsolutePath = Annotated[str, AfterValidator(_absolute), JsonExtra(pattern="^/")]
 PortNumber = Annotated[int, Field(ge=1, le=65535, strict=True)]
+Reference = Annotated[str, AfterValidator(_reference), JsonExtra(pattern=REFERENCE_PATTERN)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), JsonExtra({"type": "string"})]
 Size = Annotated[int, BeforeValidator(parse_bytes), WithJsonSchema({"type": ["integer", "number", "string"]})]
 Ports = Annotated[
@@ -183,6 +190,10 @@ class Settings(Frozen):
     limits: LimitsSettings | None = Field(None, description="What services on a host may take")
     agent_root: AbsolutePath | None = Field(None, description="Where the agent keeps its files; a local disk is best")
     python: AbsolutePath | None = Field(None, description="The Python to install the agent with")
+    hub_token: Reference | None = Field(
+        None,
+        description="Where the model hub's token lies for the controller: env:NAME, or file:/path of mode 0600",
+    )
     tools: Tools | None = Field(None, description="Where a tool lies that is not on the PATH of the host")
 
 

@@ -45,6 +45,7 @@ class Host(Frozen):
     limits: Limits = Limits()
     agent_root: str | None = None
     python: str | None = None
+    hub_token: str | None = None
     tools: dict[str, str] = Field(default_factory=dict)
 
 
@@ -111,7 +112,7 @@ def _host(name: str, address: str, groups: tuple[str, ...], layers: list[Setting
     merged: dict[str, dict[str, str]] = {"labels": {}, "environment": {}, "tools": {}}
     limits: dict[str, object] = {}
     for layer in layers:
-        for key in ("user", "port", "jump", "transport", "model_dir", "agent_root", "python"):
+        for key in ("user", "port", "jump", "transport", "model_dir", "agent_root", "python", "hub_token"):
             if getattr(layer, key) is not None:
                 values[key] = getattr(layer, key)
         for key, mapping in merged.items():

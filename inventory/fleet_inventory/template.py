@@ -33,6 +33,7 @@ defaults:
 #  jump: lab@gateway.example.org:22  # as in ssh -J; several separated by commas
 #  transport: ssh                    # ssh, tls, or local for this machine
 #  model_dir: /data/models           # model files that are already on the hosts
+#  hub_token: env:HF_TOKEN           # or file:~/.config/fleet/hub-token, of mode 0600; never the token itself
 #  environment:                      # for installs, downloads and model servers
 #    HF_ENDPOINT: https://hub-mirror.example.org
 #    HF_HUB_OFFLINE: 0

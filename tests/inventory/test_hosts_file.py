@@ -141,7 +141,7 @@ hosts:
         ("port: 0", "greater than or equal to 1"),
         ("port: yes", "must be a whole number, not yes/no"),
         ("model_dir: ~/models", "must be an absolute path"),
-        ("environment: {HF_TOKEN: x}", "set HF_TOKEN_PATH"),
+        ("environment: {HF_TOKEN: x}", "hub_token: env:HF_TOKEN"),
         ("environment: {LD_PRELOAD: /x.so}", "may not be set; allowed: HF_ENDPOINT, HF_HUB_OFFLINE"),
         ("environment: {hf_endpoint: x}", "did you mean 'HF_ENDPOINT'?"),
         ("environment: {HF_ENDPOINT: }", "must be text, not empty"),

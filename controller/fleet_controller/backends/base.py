@@ -11,7 +11,7 @@ from fleet_controller.backends.options import EngineOptions
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
-from fleet_controller.domain.services import MetricsProbe, ReadinessProbe, ToolRun
+from fleet_controller.domain.services import ApiKey, MetricsProbe, ReadinessProbe, ToolRun
 from fleet_controller.domain.steps import Step, ToolRef
 
 
@@ -187,6 +187,16 @@ class KeepsModels(Protocol):
     def store_warning(self, artifact: ModelArtifact) -> str:
         """What a person should know of a model that it fetches; "" = nothing."""
         ...
+
+
+@runtime_checkable
+class TakesApiKey(Protocol):
+    """The trait of backends whose server asks its clients for a key. The others listen on loopback only.
+
+    `secret` names a secret of the host; the key must reach the server without its command line (docs/api_keys.md).
+    """
+
+    def api_key(self, secret: str) -> ApiKey: ...
 
 
 class BenchOptions(Frozen):

@@ -44,7 +44,7 @@ from fleet_controller.backends.options import F16_BYTES, EngineOptions, OptionRe
 from fleet_controller.backends.versions import LLAMA_CPP_VERSION
 from fleet_controller.domain.facts import EngineFacts, HostFacts
 from fleet_controller.domain.resolved import GGUF, ModelArtifact
-from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
+from fleet_controller.domain.services import ApiKey, MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import AdoptEngineStep, CmakeBuildStep, RunToolStep, Step, ToolRef
 
 # llama-server's own choice of slots when --parallel is not given.
@@ -246,6 +246,10 @@ class LlamaCpp:
             metrics=metrics,
             left_out=left_out,
         )
+
+    def api_key(self, secret: str) -> ApiKey:
+        """A file with one key a line (`llama-server --help`); /health and /v1/models stay open."""
+        return ApiKey(secret=secret, file_option="--api-key-file")
 
     def parse_version(self, output: str) -> str | None:
         """From `llama-server --version`: "version: 8396 (054d8b0f2)", or "version: 0.6.0-dev (build 11434, ...)"."""

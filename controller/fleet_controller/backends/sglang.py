@@ -31,7 +31,7 @@ from fleet_controller.backends.python_engine import (
 from fleet_controller.backends.versions import SGLANG_REPOSITORY, SGLANG_VERSION
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import BackendOverrides
-from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
+from fleet_controller.domain.services import ApiKey, ConfigurationFile, MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
 MAIN = "main"
@@ -95,6 +95,13 @@ class SGLang(GpuPythonEngine):
             served_model_name=options.model_name,
             metrics=METRICS,
         )
+
+    def api_key(self, secret: str) -> ApiKey:
+        """A YAML file of options (sglang/srt/server_args_config_parser.py), since it reads no variable and no key file.
+
+        The server prints all its settings at the start; the agent blots the key out of its log.
+        """
+        return ApiKey(secret=secret, configuration=ConfigurationFile(option="--config", key="api-key"))
 
     def parse_version(self, output: str) -> str | None:
         return parse_package_version(output)

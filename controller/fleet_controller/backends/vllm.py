@@ -33,7 +33,7 @@ from fleet_controller.backends.versions import VLLM_VERSION, VLLM_WHEELS
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import BackendOverrides
-from fleet_controller.domain.services import MetricsProbe, ReadinessProbe
+from fleet_controller.domain.services import ApiKey, MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import ToolRef
 
 NIGHTLY = "nightly"
@@ -92,6 +92,10 @@ class Vllm(GpuPythonEngine):
         arguments += ["--tensor-parallel-size", str(options.devices)] if options.devices > 1 else []
         arguments += more_arguments(options)
         return serve_command(installation, options, arguments, (NO_USAGE_STATISTICS, *given.environment))
+
+    def api_key(self, secret: str) -> ApiKey:
+        """Its environment (vllm/envs.py): what `--api-key` would put on the command line. It guards /v1 only."""
+        return ApiKey(secret=secret, environment="VLLM_API_KEY")
 
     def parse_version(self, output: str) -> str | None:
         return parse_package_version(output)

@@ -18,6 +18,7 @@ REFUSAL_CODES = frozenset(
         "device-busy",
         "memory-short",
         "engine-in-use",
+        "no-api-key",
     }
 )
 

@@ -75,6 +75,8 @@ class DeployRequest(Frozen):
     speculative: bool | None = None
     offline_folder: str = ""
     api_key: str = ""
+    # Which key the reference meant when the plan was made; set by the controller, never on the wire.
+    api_key_id: str = ""
     kv_cache_type: str = ""
     flash_attention: str = ""
     tensor_parallel: int | None = None

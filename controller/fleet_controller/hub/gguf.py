@@ -224,7 +224,7 @@ def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: 
         if error.code == 416:
             return b""
         if error.code in (401, 403):
-            remedy = "accept its terms on the hub, then log in with a token (`hf auth login`, or HF_TOKEN_PATH)"
+            remedy = "accept its terms on the hub, then set hub_token in hosts.yaml: env:HF_TOKEN or file:/path"
             raise RepositoryGatedError(
                 f"{url} answered {error.code}: it wants a token that may read it", remedy
             ) from error

@@ -86,7 +86,8 @@ def list_repository(
     """
     from huggingface_hub import HfApi  # half a second of imports that `fleet --help` must not pay
 
-    api = HfApi(endpoint=endpoint or None, token=token)
+    # Not None: it would look for a token itself, and send the user's own to any mirror.
+    api = HfApi(endpoint=endpoint or None, token=token or False)
     used = (endpoint or api.endpoint).rstrip("/")
     try:
         info = api.model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
@@ -132,13 +133,13 @@ def _explained(error: Exception, repository: str, revision: str, endpoint: str) 
     """Hub errors by what a user can do about them. The client's own texts run over several lines."""
     from huggingface_hub import errors
 
-    gated = f"accept its terms on {endpoint}/{repository}, then log in with a token (`hf auth login`, or HF_TOKEN_PATH)"
+    gated = f"accept its terms on {endpoint}/{repository}, then set hub_token in hosts.yaml: env:HF_TOKEN or file:/path"
     if isinstance(error, errors.GatedRepoError):
         return RepositoryGatedError(f"{repository} is gated: the hub wants a token that may read it", gated)
     if isinstance(error, errors.RevisionNotFoundError):
         return RepositoryUnknownError(f"{repository} has no revision {revision!r} on {endpoint}", "check the revision")
     if isinstance(error, errors.RepositoryNotFoundError):
-        remedy = "check the spelling (owner/name); a private repository needs a token"
+        remedy = "check the spelling (owner/name); a private repository needs a token: hub_token in hosts.yaml"
         return RepositoryUnknownError(f"there is no repository {repository} on {endpoint}", remedy)
     if isinstance(error, errors.HFValidationError):
         return RepositoryUnknownError(f"{repository!r} is no repository name", "write it as owner/name")

@@ -20,6 +20,7 @@ from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
 from fleet_controller.operations.launch import launch
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, load_plan, replan
 from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.operations.secrets import deliver_api_key
 from fleet_controller.planning.plan import PlannedDeployment
 from fleet_controller.planning.service import same_but_learnt
 from fleet_controller.transport.errors import TransportError
@@ -86,6 +87,7 @@ async def _deploy(
                 said = f"this build of {spec.backend} does not know {words[0]}: it is left out"
                 yield HostEvent(host=host.name, stage="serve", message=said)
         if final.plan.action in TO_RUN:
+            await deliver_api_key(context, host, spec, plan.request.api_key)
             async for event in launch(context, host, spec):
                 yield event
         smoke = planned.deployment.smoke_test

@@ -10,6 +10,7 @@ from fleet_controller.domain.jobs import JobEvent, JobState, JobStatus
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.operations.secrets import deliver_hub_token
 from fleet_controller.planning.plan import retried
 from fleet_inventory.hosts import Host
 
@@ -47,6 +48,7 @@ async def run_job(
         active = next((status for status in attempts if not status.state.final), None)
         if active is None:
             job = retried(job, known)
+            await deliver_hub_token(agent, host, job)
             await agent.submit_job(job)
     job_id = active.job_id if active else job.job_id
     async for event in follow_job(context, host, job_id, job.steps, results):

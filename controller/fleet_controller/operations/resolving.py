@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.operations.secrets import resolve
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.base import CatalogError
@@ -31,13 +33,13 @@ def named(request: DeployRequest) -> DeployRequest:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
 
 
-async def resolve_for(request: DeployRequest, endpoint: str) -> ResolvedModel:
-    """The artifacts that a request may mean, as one hub has them. Raises OperationError."""
+async def resolve_for(request: DeployRequest, endpoint: str, hub_token: str = "") -> ResolvedModel:
+    """The artifacts that a request may mean, as one hub has them; `hub_token` is a reference. Raises OperationError."""
     from fleet_controller.hub.errors import HubError
     from fleet_controller.hub.resolve import resolve_model
 
     try:
-        return await in_daemon_thread(resolve_model, request, catalog(), endpoint, _token(endpoint))
+        return await in_daemon_thread(resolve_model, request, catalog(), endpoint, _token(request, endpoint, hub_token))
     except CatalogError as error:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
     except PlanProblem as error:
@@ -49,15 +51,28 @@ async def resolve_for(request: DeployRequest, endpoint: str) -> ResolvedModel:
         raise OperationError(error.code, message, error.remedy, usage) from None
 
 
-def _token(endpoint: str) -> str | None:
-    """The user's token for the hub, from where huggingface_hub keeps it. A mirror gets none of it by itself."""
+def _token(request: DeployRequest, endpoint: str, reference: str) -> str | None:
+    """The token that hosts.yaml names for this hub, else the user's own, from where huggingface_hub keeps it.
+
+    A mirror gets only one that was named for it, and none in the clear over a network. Raises OperationError.
+    """
+    if not request.repository and request.model.startswith(("/", "./")):
+        return None
+    if reference:
+        token = resolve(reference, "hub_token in hosts.yaml").reveal()
+        return token if not endpoint or _may_carry_token(endpoint) else None
     if endpoint:
         return None
     if os.environ.get("HF_TOKEN"):
-        return os.environ["HF_TOKEN"]
+        return os.environ["HF_TOKEN"].strip()
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token")
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
+
+
+def _may_carry_token(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    return parts.scheme == "https" or (parts.hostname or "") in ("localhost", "127.0.0.1", "::1")

@@ -13,6 +13,7 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import GGUF, ModelArtifact
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.domain.steps import ChatProbeStep, HubDownloadStep, JobSpec, Step, VerifyFileStep
+from fleet_controller.planning.secrets import is_loopback, secret_path, with_hub_token
 from fleet_controller.planning.service import LOOPBACK
 from fleet_inventory.hosts import Host
 
@@ -72,7 +73,7 @@ def prepare_job(
     job = JobSpec(
         job_id="",
         title=f"deploy {spec.name} {spec.quantization}".strip(),
-        steps=steps,
+        steps=with_hub_token(host, facts, steps),
         disk_needed_bytes=disk_needed_bytes,
         environment=tuple(environment),
     )
@@ -89,13 +90,10 @@ def smoke_job(facts: HostFacts, spec: ServiceSpec) -> JobSpec | None:
         model=spec.served_model_name,
         prompt=SMOKE_PROMPT,
         max_tokens=SMOKE_MAX_TOKENS,
+        api_key_file=secret_path(facts, spec.api_key.secret) if spec.api_key else "",
     )
     steps = (Step(name="smoke test", chat_probe=probe),)
     return _named("smoke", facts, spec, JobSpec(job_id="", title=f"ask {spec.name} something", steps=steps))
-
-
-def is_loopback(address: str) -> bool:
-    return address == "::1" or address.startswith("127.")
 
 
 def _named(kind: str, facts: HostFacts, spec: ServiceSpec, job: JobSpec) -> JobSpec:

@@ -13,9 +13,10 @@ from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, backend_as_asked, backend_named, choose
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
-from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, is_loopback, model_steps, prepare_job, retried, smoke_job
+from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
+from fleet_controller.planning.secrets import is_loopback
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
 from fleet_controller.planning.wishes import as_asked, filled
 from fleet_inventory.hosts import Host
@@ -132,7 +133,7 @@ def _kept(
 
     What was chosen by live memory once (quantization, context) must not change because the model itself now fills it.
     """
-    if running is None or not _is_up(running):
+    if running is None or not _is_up(running) or (running.problem is not None and running.problem.code == "no-secret"):
         return None
     spec = running.spec
     try:
@@ -255,10 +256,8 @@ def _warnings(
     if any(not gpu.processes_known for gpu in gpus):
         found.append("the driver does not tell who uses the GPU, so it may be busy")
     address = request.bind_address
-    if address and not is_loopback(address):
-        found.append(f"the server listens on {address} without a key: whoever reaches it may use it")
-        if address not in WILDCARD_ADDRESSES:
-            found.append(f"no smoke test: the agent asks over loopback, and the server listens on {address} only")
+    if address and not is_loopback(address) and address not in WILDCARD_ADDRESSES:
+        found.append(f"no smoke test: the agent asks over loopback, and the server listens on {address} only")
     return (*found, *resolved.overrides_for(backend.name).known_problems)
 
 

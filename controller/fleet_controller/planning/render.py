@@ -20,6 +20,7 @@ from fleet_controller.domain.steps import (
     ToolRef,
     VerifyFileStep,
 )
+from fleet_controller.planning.secrets import secret_path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 SHOWN_FILES = 4
@@ -75,7 +76,16 @@ def _with_environment(command: PlannedCommand, environment: tuple[EnvironmentVar
 def serve_command(facts: HostFacts, service: ServiceSpec) -> PlannedCommand:
     """The server's command line and the environment that the plan sets for it."""
     argv = (tool_path(facts, service.tool), *service.arguments)
-    return PlannedCommand(purpose="serve", argv=argv, environment=service.environment)
+    key, description = service.api_key, ""
+    if key is not None and key.file_option:
+        argv = (*argv, key.file_option, secret_path(facts, key.secret))
+    elif key is not None and key.configuration is not None:
+        path = secret_path(facts, f"{service.name}.yaml")
+        argv = (*argv, key.configuration.option, path)
+        description = f"{path} of mode 0600 holds the API key as {key.configuration.key}"
+    elif key is not None:
+        description = f"{key.environment} in the server's environment is the API key, from {key.secret} on the host"
+    return PlannedCommand(purpose="serve", argv=argv, environment=service.environment, description=description)
 
 
 def tool_path(facts: HostFacts, tool: ToolRef) -> str:

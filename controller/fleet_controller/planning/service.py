@@ -11,6 +11,7 @@ from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceStatus
 from fleet_controller.planning.candidates import Choice, backend_as_asked, engine_options
 from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.secrets import api_key_of
 from fleet_controller.planning.wishes import kept_options, options_json
 from fleet_inventory.hosts import Host
 
@@ -40,6 +41,7 @@ def service_spec(
     """The service, and the words of its command line that the installed build does not know and that were left out."""
     backend = backend_as_asked(choice.backend, request, resolved)
     bind_address = request.bind_address or LOOPBACK
+    api_key = api_key_of(backend, request)
     try:
         model_path = backend.model_path(choice.artifact, facts.layout.hf_home)
     except ValueError as error:
@@ -83,6 +85,7 @@ def service_spec(
         before_start=command.before_start,
         after_stop=command.after_stop,
         shared_port_path=command.shared_port_path,
+        api_key=api_key,
         metrics=command.metrics,
         backend_options=options_json(request),
     )
@@ -175,6 +178,8 @@ def changes(old: ServiceSpec, new: ServiceSpec) -> str:
     before, after = kept_options(old.backend_options), kept_options(new.backend_options)
     asked = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     found += [f"{key} {_word(before.get(key))} -> {_word(after.get(key))}" for key in asked]
+    if old.api_key != new.api_key:
+        found.append("API key " + ("added" if old.api_key is None else "removed" if new.api_key is None else "changed"))
     return ", ".join(found) or "its command line or environment changed"
 
 

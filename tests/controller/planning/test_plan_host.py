@@ -171,7 +171,7 @@ def test_a_stranger_beside_a_running_model_does_not_touch_it() -> None:
         ({"quantization": "Q4"}, "quantization Q8 -> Q4"),
         ({"port": 9000}, "port 8080 -> 9000"),
         ({"max_parallel": 2}, "max_parallel 0 -> 2"),
-        ({"bind_address": "0.0.0.0"}, "bind_address 127.0.0.1 -> 0.0.0.0"),
+        ({"bind_address": "0.0.0.0", "api_key": "env:KEY"}, "bind_address 127.0.0.1 -> 0.0.0.0, API key added"),
     ],
 )
 def test_other_wishes_replace(wishes: dict[str, Any], said: str) -> None:
@@ -368,10 +368,10 @@ def test_hub_settings_of_the_host_reach_the_download_and_not_the_server() -> Non
 
 def test_the_smoke_test_asks_where_the_server_listens() -> None:
     for address, url in (("", "http://127.0.0.1:8080/v1"), ("0.0.0.0", "http://127.0.0.1:8080/v1")):
-        smoke = plan(bind_address=address).smoke_test
+        smoke = plan(bind_address=address, api_key="env:KEY").smoke_test
         assert smoke is not None and smoke.steps[0].chat_probe is not None
         assert smoke.steps[0].chat_probe.base_url == url
-    elsewhere = plan(bind_address="192.0.2.7")
+    elsewhere = plan(bind_address="192.0.2.7", api_key="env:KEY")
     assert elsewhere.smoke_test is None
     assert any("no smoke test" in warning for warning in elsewhere.plan.warnings)
 
