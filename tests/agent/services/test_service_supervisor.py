@@ -89,7 +89,7 @@ async def test_a_server_that_exits_at_once_backs_off_then_fails_with_its_last_wo
         await supervisor.apply(make_spec("--count-in", str(starts), "--say", "no such quantum", "--exit", "7"))
         failed = await until(supervisor, ServiceState.FAILED)
         assert failed.problem is not None and failed.problem.code == "exited"
-        assert "exit code 7" in failed.problem.message and "no such quantum" in failed.problem.message
+        assert failed.problem.message == "it ended with exit code 7" and failed.problem.tail == ("no such quantum",)
         assert len(starts.read_text().splitlines()) == QUICK.quick_exit_limit
         assert failed.process is None and failed.restarts == QUICK.quick_exit_limit - 1
 

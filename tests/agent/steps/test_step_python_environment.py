@@ -68,8 +68,14 @@ async def test_what_is_missing_fails_clearly_and_leaves_nothing(agent: Agent, tm
     (tmp_path / "wheels").mkdir()
     events = await agent.run(environment_step(tmp_path / "wheels", "not-there==9"))
     code, message, remedy = problem_of(events)
-    assert (code, "uv pip install" in message, "UV_DEFAULT_INDEX" in remedy) == ("python-environment", True, True)
-    log = Path(remedy.partition(" is in ")[2].removesuffix(" there"))
+    assert (code, message) == (
+        "not-on-index",
+        "uv pip install failed: the package index (or the offline folder) has no such package: not-there",
+    )
+    assert "index or folder" in remedy
+    tail = next(event.problem.tail for event in events if event.problem is not None)
+    assert any("not-there was not found" in line for line in tail)
+    log = Path(tail[-1].partition(" is in ")[2].removesuffix(" on the host)"))
     assert "not-there" in log.read_text(encoding="utf-8")
     assert [path.name for path in agent.layout.engines_dir.iterdir() if path.name.startswith("tiny")] == []
 

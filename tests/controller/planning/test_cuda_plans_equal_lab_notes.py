@@ -222,7 +222,7 @@ def test_the_same_again_changes_nothing_although_the_server_fills_the_gpu(name: 
 
 def test_the_document_names_the_test_of_each_block() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert [name for name in CASES if f"`{name}`" not in text] == []
+    assert [name for name in CASES if f"[{name}]`" not in text] == []
 
 
 @pytest.mark.parametrize("wish", [None, True, False])
