@@ -8,7 +8,7 @@ import json
 
 from fleet_controller.backends.options import EngineOptions
 from fleet_controller.domain.plan import DeployRequest
-from fleet_controller.domain.resolved import BackendOverrides, ResolvedModel
+from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact, ResolvedModel
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.planning.candidates import backend_named
 
@@ -71,7 +71,8 @@ def _same_model(resolved: ResolvedModel, spec: ServiceSpec) -> bool:
 
 def as_asked(resolved: ResolvedModel, request: DeployRequest, running: ServiceSpec | None) -> ResolvedModel:
     """The model with its settings for what was asked: name, memory fraction, speculation, the version that stays."""
-    named = resolved.model_copy(update={"name": request.service_name or resolved.name})
+    artifacts = tuple(_labelled(item, request.quantization) for item in resolved.artifacts)
+    named = resolved.model_copy(update={"name": request.service_name or resolved.name, "artifacts": artifacts})
     for backend, overrides in resolved.overrides:
         named = named.with_overrides(backend, _as_asked(resolved, backend, overrides, request, running))
     if request.memory_fraction is not None:
@@ -79,6 +80,13 @@ def as_asked(resolved: ResolvedModel, request: DeployRequest, running: ServiceSp
         for backend in sorted(missing):
             named = named.with_overrides(backend, BackendOverrides(memory_fraction=f"{request.memory_fraction:g}"))
     return named
+
+
+def _labelled(artifact: ModelArtifact, quantization: str) -> ModelArtifact:
+    """A path on a host is one file, not a choice: the quantization is what somebody called it."""
+    if not artifact.local_path or not quantization:
+        return artifact
+    return artifact.model_copy(update={"quantization": quantization})
 
 
 def _as_asked(

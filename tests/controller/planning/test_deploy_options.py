@@ -222,6 +222,13 @@ def test_one_more_flag_keeps_the_others_as_they_run() -> None:
     assert spec(second).backend_options == '{"flash_attention":"on","kv_cache_type":"q8_0","vision":true}'
 
 
+def test_what_a_local_file_was_called_stays() -> None:
+    named = ResolvedModel(name="m", artifacts=(ModelArtifact(format="gguf", quantization="F16", local_path="/m.gguf"),))
+    first = plan(model=named, quantization="F16")
+    plain = ResolvedModel(name="m", artifacts=(ModelArtifact(format="gguf", quantization="m", local_path="/m.gguf"),))
+    assert plan(GPU_HOST, (running(first),), model=plain).plan.action is PlanAction.KEEP
+
+
 def test_another_context_changes_nothing_but_the_context() -> None:
     first = plan(bind_address="127.0.0.2", quantization="Q4")
     second = plan(GPU_HOST, (running(first),), context_length=4096)
