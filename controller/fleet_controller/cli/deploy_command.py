@@ -120,18 +120,18 @@ def _document(plan: controller_pb2.DeployPlan, finished: list[Any], dry_run: boo
 
 
 def _print_outcome(plan: controller_pb2.DeployPlan, finished: list[Any], stream: TextIO) -> None:
-    rows, tunnels = [], []
+    rows, forwards = [], []
     for event in finished:
         result = outcome(event)["result"]
         if result:
-            tunnels += [f"{event.host}: {result['tunnel']}"] if result["tunnel"] else []
+            forwards += [result["forward"]] if result["forward"] else []
             answer = " ".join(result["answer"].split())
             rows.append((event.host, result["endpoint"], result["model"], f"{result['seconds']:.1f} s", answer or "-"))
     if rows:
         print(file=stream)
         print_table(RESULT_COLUMNS, rows, stream=stream)
-    if tunnels:
-        print("127.0.0.1 is each host's own; to reach one from here:", *tunnels, sep="\n  ", file=stream)
+    if forwards:
+        print("127.0.0.1 is each host's own; to reach one from here:", *forwards, sep="\n  ", file=stream)
     if plan.hosts and all(host.action == controller_pb2.PLAN_ACTION_KEEP for host in plan.hosts):
         print("nothing to change", file=stream)
     for event in finished:

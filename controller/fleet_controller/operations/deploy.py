@@ -129,9 +129,11 @@ async def _recheck(context: FleetContext, host: Host, planned: PlannedHost, plan
 def _ready(host: Host, spec: ServiceSpec, answers: list[dict[str, Any]], seconds: float) -> HostEvent:
     endpoint = base_url(spec.bind_address, spec.port)
     answer = str(answers[-1].get("text", "")) if answers else ""
+    tunnel = "" if host.transport == "local" else tunnel_command(host.address, spec.bind_address, spec.port)
     result = {
         "endpoint": endpoint,
-        "tunnel": "" if host.transport == "local" else tunnel_command(host.address, spec.bind_address, spec.port),
+        "tunnel": tunnel,
+        "forward": f"fleet forward {spec.name} --hosts {host.name}" if tunnel else "",
         "model": spec.served_model_name,
         "answer": answer,
         "seconds": round(seconds, 3),
