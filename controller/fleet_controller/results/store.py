@@ -79,7 +79,9 @@ class Filter:
     sources: tuple[str, ...] = ()
     clients: tuple[str, ...] = ()
     test_kinds: tuple[str, ...] = ()
-    depth: int | None = None
+    least_depth: int | None = None
+    most_depth: int | None = None
+    concurrency: int | None = None
     since_unix_ms: int = 0
     run_ids: tuple[str, ...] = ()
 
@@ -91,7 +93,6 @@ _LISTS = (
     ("suites", "suite"),
     ("sources", "source"),
     ("clients", "client"),
-    ("test_kinds", "test_kind"),
     ("run_ids", "run_id"),
 )
 
@@ -112,8 +113,9 @@ def select_results(
     where, values = _where(wanted, database.connection)
     if one_per_fingerprint:
         where = f"{where} AND status = 'measured' AND mean IS NOT NULL"
-        inner = f"SELECT max(finished_unix_ms * 1000000000 + id) % 1000000000 FROM results WHERE {where}"
-        statement = f"SELECT * FROM results WHERE id IN ({inner} GROUP BY fingerprint_id) ORDER BY finished_unix_ms, id"
+        # SQLite takes a bare column beside max() from the row that holds the maximum.
+        inner = f"SELECT id, max(finished_unix_ms) FROM results WHERE {where} GROUP BY fingerprint_id"
+        statement = f"SELECT * FROM results WHERE id IN (SELECT id FROM ({inner})) ORDER BY finished_unix_ms, id"
     elif newest:
         inner = f"SELECT * FROM results WHERE {where} ORDER BY finished_unix_ms DESC, id DESC LIMIT {int(newest)}"
         statement = f"SELECT * FROM ({inner}) ORDER BY finished_unix_ms, id"
@@ -144,6 +146,23 @@ def load_device_samples(database: StateDatabase, run_id: str) -> list[DeviceSamp
     return [device_sample_of(row) for row in rows]
 
 
+def load_runs(database: StateDatabase, run_ids: Iterable[str]) -> Iterator[Run]:
+    for run_id in run_ids:
+        run = load_run(database, run_id)
+        if run is not None:
+            yield run
+
+
+def replace_reference(database: StateDatabase, results: Iterable[Result], runs: Iterable[Run], prefix: str) -> None:
+    """Put these reference rows in the place of all that were there; runs of reference rows start with `prefix`."""
+    rows, run_rows = [row_of(result) for result in results], [plain_row(run) for run in runs]
+    with database.transaction() as connection:
+        connection.execute("DELETE FROM results WHERE source = 'reference'")
+        connection.execute("DELETE FROM runs WHERE substr(run_id, 1, ?) = ?", (len(prefix), prefix))
+        _insert(connection, "results", rows)
+        _insert(connection, "runs", run_rows)
+
+
 def _rows(database: StateDatabase, statement: str, values: Sequence[Any]) -> Iterator[dict[str, Any]]:
     reader = database.connection.execute(statement, values)
     names = [column[0] for column in reader.description]
@@ -158,12 +177,19 @@ def _where(wanted: Filter, connection: sqlite3.Connection) -> tuple[str, list[An
         if names:
             conditions.append(f"{column} COLLATE NOCASE IN ({', '.join('?' * len(names))})")
             values += names
-    if wanted.depth is not None:
-        conditions.append("depth = ?")
-        values.append(wanted.depth)
-    if wanted.since_unix_ms:
-        conditions.append("finished_unix_ms >= ?")
-        values.append(wanted.since_unix_ms)
+    if wanted.test_kinds:
+        conditions.append(f"test_kind IN ({', '.join('?' * len(wanted.test_kinds))})")
+        values += wanted.test_kinds
+    bounds = (
+        ("depth >= ?", wanted.least_depth),
+        ("depth <= ?", wanted.most_depth),
+        ("concurrency = ?", wanted.concurrency),
+        ("finished_unix_ms >= ?", wanted.since_unix_ms or None),
+    )
+    for condition, bound in bounds:
+        if bound is not None:
+            conditions.append(condition)
+            values.append(bound)
     if wanted.host_pattern:
         hosts = _matching_hosts(wanted.host_pattern, connection)
         conditions.append(f"host IN ({', '.join('?' * len(hosts))})")
