@@ -19,7 +19,7 @@ class Emitter:
     """Appends events from any thread. Progress and log lines are dropped where the disk is full: the step's own
     write says so better.
 
-    `redact` is put over every text that a program may have printed: log lines, results and problems.
+    `redact` is put over what a program may have printed: log lines and problems; results come in redacted.
     """
 
     def __init__(self, writer: EventWriter) -> None:
@@ -37,10 +37,9 @@ class Emitter:
 
     def event(self, **content: Any) -> JobEvent:
         """Append one durable event. Raises OSError."""
-        if content.get("result") is not None:
-            content["result"] = replace(content["result"], json=self.redact(content["result"].json))
         if content.get("problem") is not None:
-            content["problem"] = replace(content["problem"], message=self.redact(content["problem"].message))
+            found = content["problem"]
+            content["problem"] = replace(found, message=self.redact(found.message), remedy=self.redact(found.remedy))
         with self._lock:
             return self._writer.append(self.step_index, **content)
 

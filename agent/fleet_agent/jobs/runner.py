@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fleet_agent.configuration import check_environment, read_configuration
 from fleet_agent.jobs.children import ChildRecord, end_children
@@ -77,7 +78,7 @@ class Runner:
             problem = self._problem_of(error)
             self._reserve.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the log lies on the disk that may be full
-                traceback.print_exc()
+                print(self._emitter.redact(traceback.format_exc()), file=sys.stderr, flush=True)
             return self._end(JobState.FAILED, problem)
         return self._end(JobState.SUCCEEDED, None)
 
@@ -112,7 +113,7 @@ class Runner:
             self._emitter.begin_step(index)
             self._emitter.event(step_started=step.name)
             result = await module_for(step.kind).run(step.kind, context)
-            self._emitter.event(result=StepResult(json=_compact(result)))
+            self._emitter.event(result=StepResult(json=_compact(_redacted(result, self._emitter.redact))))
             self._emitter.event(step_finished=step.name)
 
     def _context(self, spec: JobSpec, layout: Layout) -> StepContext:
@@ -152,6 +153,17 @@ class Runner:
             self._emitter.event(problem=problem)
         self._emitter.event(state=state)
         return 0
+
+
+def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    """The same with every text redacted; before it is JSON, which writes some texts differently."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _redacted(item, redact) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(item, redact) for item in value]
+    return value
 
 
 def _compact(result: dict[str, object]) -> str:
