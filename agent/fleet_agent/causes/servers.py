@@ -79,6 +79,32 @@ SERVER_CAUSES = (
         "deploy with a newer --backend-version, or with another backend",
         permanent=True,
     ),
+    # lmstudio-ai/lms, src/subcommands/load.ts and server.ts
+    cause(
+        r"No model found (with path being exactly|that matches (model key|path)) \"(?P<detail>[^\"\n]+)",
+        "model-missing",
+        "LM Studio has no such model in its store",
+        "deploy again: it is fetched or linked anew; `lms ls` on the host shows what is there",
+    ),
+    cause(
+        r"resource guardrails",
+        "guardrails",
+        "LM Studio's resource guardrails do not let the model be loaded",
+        "deploy with a smaller --context or quantization, or loosen the guardrails in LM Studio's settings",
+        permanent=True,
+    ),
+    cause(
+        r"Failed to verify the server is running",
+        "port-taken",
+        "LM Studio's server did not come up on its port",
+        "free the port, or deploy with another one: --port N",
+    ),
+    cause(
+        r"Failed to (start|launch) LM Studio",
+        "daemon-not-running",
+        "LM Studio's daemon does not run, and lms could not start it",
+        "log in on the host as the agent's user and run `lms daemon up` once by hand: it may ask or say something",
+    ),
     cause(
         r"error: invalid argument: (?P<detail>\S+)|error: unrecognized arguments: (?P<detail2>.+)",
         "unknown-argument",

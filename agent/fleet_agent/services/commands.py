@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from fleet_agent.causes.recognise import shown_lines
 from fleet_agent.process import ProcessIdentity, exit_code, forget, is_alive, send_signal, spawn, wait_gone
 from fleet_agent.services.causes import recognise
 from fleet_agent.services.launch import Launch
@@ -20,7 +21,6 @@ from fleet_agent.services.model import Problem
 DEFAULT_LIMIT_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _KILL_SECONDS = 10.0
-_WORDS_LINES = 12
 _TAIL_LINES = 200
 
 
@@ -88,6 +88,6 @@ def _failure(launch: Launch, how: str, log: ServiceLog) -> CommandFailedError:
         return CommandFailedError(
             Problem(problem.code, f"`{command}` {how}: {problem.message}", problem.remedy, problem.tail), permanent
         )
-    said = "\n".join([line for line in text.splitlines() if line.strip()][-_WORDS_LINES:])
-    message = f"`{command}` {how}; its last words:\n{said}" if said else f"`{command}` {how} and said nothing"
-    return CommandFailedError(Problem("command-failed", message, "run it on the host by hand to see more"), False)
+    said = shown_lines(text.splitlines())
+    message = f"`{command}` {how}" if said else f"`{command}` {how} and said nothing"
+    return CommandFailedError(Problem("command-failed", message, "run it on the host by hand to see more", said), False)

@@ -410,7 +410,10 @@ class ManagedService:
 
     def _log_since_start(self) -> str:
         text = self.log.tail(_CAUSE_LINES).decode(errors="replace")
-        return text[max(text.rfind("[fleet] "), 0) :]
+        text = text[max(text.rfind("[fleet] "), 0) :]
+        if self.record.spec.shared_port_path:  # its records hold what people asked and were told: no cause is in there
+            text = "\n".join(line for line in text.splitlines() if not line.startswith("{"))
+        return text
 
     def _note_exit(self, process: ProcessIdentity) -> None:
         """Writes down how it ended and why, as far as its log tells."""

@@ -257,11 +257,19 @@ class ServiceSupervisor:
         for run in (*spec.before_start, *spec.after_stop):
             self._command(spec, run)
         await check_port(spec, own_pids)
-        check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
+        if not self._joins_server(spec):  # else the server that is shared is what is seen on the device
+            check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
         released = self._held_bytes(spec, own_pids, own) or 0
+        if service is not None and service.record.spec.shared_port_path and service.state is ServiceState.READY:
+            released = service.record.spec.promised_memory_bytes  # held by processes that are not ours
         check_memory(spec, self._devices, released - self._outstanding_bytes(spec))
         key = hand_over(spec, self._secrets)
         return Launch((str(program), *spec.arguments, *key.arguments), {**environment, **key.environment})
+
+    def _joins_server(self, spec: ServiceSpec) -> bool:
+        shared = spec.shared_port_path
+        ready = (one for one in self._services.values() if one.state is ServiceState.READY)
+        return bool(shared) and any(one.record.spec.shared_port_path == shared for one in ready)
 
     def _command(self, spec: ServiceSpec, run: ToolRun) -> Launch:
         """A tool of the service's before its start or after its end. Raises ProblemError."""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, GpuProcess, HostFacts
-from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
 
 VRAM = "VRAM"
 UNIFIED = "unified"
@@ -78,9 +78,16 @@ def memory_pool(
         return _vram(facts, gpus, others, replaced)
     if facts.apple is not None:
         return _unified(facts, others, replaced)
-    returned = (replaced.resident_bytes or 0) if replaced else 0
+    returned = _returned(replaced, replaced.resident_bytes) if replaced else 0
     free = _both_ledgers(facts.memory.available_bytes, returned, facts.memory.total_bytes, _promised(others))
     return MemoryPool(kind=RAM, free_bytes=free, total_bytes=facts.memory.total_bytes)
+
+
+def _returned(replaced: ServiceStatus, held_bytes: int | None) -> int:
+    """What its end gives back. Where a server is shared, the model is held by processes that are not the service's."""
+    if replaced.spec.shared_port_path:
+        return replaced.spec.promised_memory_bytes if replaced.state is ServiceState.READY else 0
+    return held_bytes or 0
 
 
 def _vram(
@@ -89,7 +96,7 @@ def _vram(
     indices = {gpu.index for gpu in gpus}
     neighbours = tuple(status for status in others if indices & set(status.spec.gpu_indices))
     total = _sum(gpu.memory_total_bytes for gpu in gpus)
-    returned = (replaced.gpu_memory_bytes or 0) if replaced else 0
+    returned = _returned(replaced, replaced.gpu_memory_bytes) if replaced else 0
     free = _both_ledgers(_sum(gpu.memory_free_bytes for gpu in gpus), returned, total, _promised(neighbours))
     spill = facts.memory.available_bytes or 0
     return MemoryPool(kind=VRAM, free_bytes=free, total_bytes=total, spill_bytes=spill, devices=len(gpus))
@@ -98,7 +105,7 @@ def _vram(
 def _unified(facts: HostFacts, others: tuple[ServiceStatus, ...], replaced: ServiceStatus | None) -> MemoryPool:
     """Metal may use its working set, and no more than what macOS has available; the rest is the CPU's."""
     working_set = facts.apple.metal_working_set_bytes if facts.apple else None
-    returned = (replaced.resident_bytes or 0) if replaced else 0
+    returned = _returned(replaced, replaced.resident_bytes) if replaced else 0
     promised_left = None if working_set is None else max(working_set - _promised(others), 0)
     available = None if facts.memory.available_bytes is None else facts.memory.available_bytes + returned
     known = [value for value in (promised_left, available) if value is not None]

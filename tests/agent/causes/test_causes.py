@@ -125,6 +125,15 @@ SOURCES = [
     # glibc's elf/dl-version.c
     ("bin/llama-server: /lib/libc.so.6: version `GLIBC_2.38' not found (required by x)", "built-for-newer-system"),
 ]
+LM_STUDIO_SOURCES = [
+    # lmstudio-ai/lms src/subcommands/load.ts
+    ('Model not found\n\n  No model found with path being exactly "lab/tiny".\n', "model-missing"),
+    ('Model not found\n\n  No model found that matches model key "tiny".\n', "model-missing"),
+    ("This model may not be loaded based on your resource guardrails settings.", "guardrails"),
+    # src/subcommands/server.ts
+    ("Error: Failed to verify the server is running. Please try to use another port.", "port-taken"),
+    ("Failed to start LM Studio service. Please make sure it is installed and have run it at", "daemon-not-running"),
+]
 BUILD_SOURCES = [
     # llama.cpp's ggml/src/ggml-cuda/CMakeLists.txt
     ("CMake Error at ggml/src/ggml-cuda/CMakeLists.txt:185 (message):\n  CUDA Toolkit not found", "cuda-missing"),
@@ -161,7 +170,7 @@ def test_what_installs_printed(name: str) -> None:
     assert known.code == code and word in known.message
 
 
-@pytest.mark.parametrize(("text", "code"), SOURCES)
+@pytest.mark.parametrize(("text", "code"), [*SOURCES, *LM_STUDIO_SOURCES])
 def test_the_words_of_the_engines_source(text: str, code: str) -> None:
     known = find_cause(SERVER_CAUSES, text)
     assert known is not None and known.code == code

@@ -101,7 +101,7 @@ async def test_a_failing_command_fails_the_start_with_its_last_words(
         )
         failed = await until(supervisor, ServiceState.FAILED)
         assert failed.problem is not None and failed.problem.code == "command-failed"
-        assert "failed with exit code 7" in failed.problem.message and "no such quantum" in failed.problem.message
+        assert "failed with exit code 7" in failed.problem.message and "no such quantum" in failed.problem.tail
         assert failed.process is None and noted(notes).count("load") == 3
         await when_noted(notes, "off", 4)  # and what the last start did is taken back
 

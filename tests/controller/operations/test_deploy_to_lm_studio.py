@@ -188,7 +188,7 @@ def test_what_goes_wrong_is_said(world: FleetWorld, studio: Studio) -> None:
         problem = service(world, "tiny-studio").get("problem") or {}
         return problem.get("message", "") if "lms load" in problem.get("message", "") else ""
 
-    assert "Model not found" in eventually(why, "the start fails")
+    assert "LM Studio has no such model in its store: lab/tiny-studio" in eventually(why, "the start fails")
 
 
 def test_a_host_without_lms_is_refused_and_told_the_official_command(world: FleetWorld) -> None:
