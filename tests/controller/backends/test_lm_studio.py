@@ -21,6 +21,7 @@ from fleet_controller.domain.plan import FitVerdict, PlanAction
 from fleet_controller.domain.resolved import GGUF, LMSTUDIO, MLX, ModelArtifact
 from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
 from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.planning.devices import memory_pool
 from fleet_controller.planning.plan import PlannedDeployment
 from support import golden_plans
 from support.golden_plans import check_golden, facts_of
@@ -221,3 +222,14 @@ def test_a_changed_word_of_the_notes_is_reported(position: int) -> None:
 
 def test_dry_run_is_exactly_the_golden_file() -> None:
     check_golden(deploy(with_lms("rtx4090")).plan, "rtx4090_glm-4.7-flash-lm-studio")
+
+
+def test_a_replaced_model_gives_back_what_lm_studio_holds_for_it() -> None:
+    facts = with_lms("rtx4090")
+    former = served(deploy(facts))
+    before = memory_pool(facts, facts.gpus, (), None).free_bytes
+    full = facts.gpus[0].model_copy(update={"memory_free_bytes": 1_000_000_000})
+    pool = memory_pool(facts.model_copy(update={"gpus": (full,)}), (full,), (former,), former)
+    assert before is not None and pool.free_bytes == min(
+        1_000_000_000 + former.spec.promised_memory_bytes, full.memory_total_bytes or 0
+    )
