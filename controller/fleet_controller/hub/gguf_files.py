@@ -6,9 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from fleet_controller.domain.steps import ArtifactFile
 from fleet_controller.hub.errors import NoFilesError
+from fleet_controller.hub.metadata import split_parts
 
-# llama-gguf-split writes tiny-00001-of-00003.gguf; a server is given the first part and finds the others itself.
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 # The projectors of one repository differ in their precision only; 16 bits are what the field serves with.
 _PROJECTOR_PREFERENCE = ("f16", "bf16", "q8_0", "f32")
 
@@ -30,31 +29,22 @@ def choose_projector(files: Sequence[ArtifactFile]) -> ArtifactFile | None:
 
 def demand_all_parts(paths: Sequence[str], where: str) -> None:
     """Raises NoFilesError where a part of a split model is missing among the paths."""
-    splits: dict[tuple[str, int], set[int]] = {}
-    for path in paths:
-        if found := _PART.search(path):
-            splits.setdefault((path[: found.start()], int(found[2])), set()).add(int(found[1]))
-    for (stem, count), parts in splits.items():
-        missing = sorted(set(range(1, count + 1)) - parts)
-        if missing:
-            listed = ", ".join(map(str, missing))
-            message = f"{where} lacks part {listed} of {count} of {stem}.gguf"
-            raise NoFilesError(message, "wait until it is complete, or choose another quantization")
+    missing = dict.fromkeys(part for path in paths for part in split_parts(path) if part not in paths)
+    if missing:
+        names = ", ".join(PurePosixPath(part).name for part in missing)
+        raise NoFilesError(f"{where} lacks {names}", "wait until it is complete, or choose another quantization")
 
 
 def local_parts(path: str) -> tuple[str, ...]:
     """Every part of the split model that begins with `path`; () for a model in one file.
 
+    llama-gguf-split writes tiny-00001-of-00003.gguf; a server is given the first part and finds the others itself.
     Raises NoFilesError for a path to another part than the first.
     """
-    found = _PART.search(path)
-    if found is None:
-        return ()
-    stem, count = path[: found.start()], int(found[2])
-    if int(found[1]) != 1:
-        first = f"{stem}-00001-of-{count:05d}.gguf"
-        raise NoFilesError(f"{path} is part {int(found[1])} of {count}", f"name the first part: {first}")
-    return tuple(f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1))
+    parts = split_parts(path)
+    if parts and path != parts[0]:
+        raise NoFilesError(f"{path} is a later part of a split model", f"name the first part: {parts[0]}")
+    return parts
 
 
 def without_part(stem: str) -> str:

@@ -1,4 +1,4 @@
-"""A build that knows fewer options than the plan took it to know: found by the install, said, and served all the same."""
+"""A build that knows less than the plan took it to know: found by the install, said, and served all the same."""
 
 import json
 import tarfile
