@@ -3,7 +3,8 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from fleet_agent.secrets import SHORTEST_BYTES, SecretStore
 
@@ -58,3 +59,14 @@ class Redactor:
             if len(value) >= SHORTEST_BYTES:
                 found |= {value, json.dumps(value.decode(errors="replace"))[1:-1].encode()}
         return tuple(sorted(found, key=lambda value: (-len(value), value)))
+
+
+def redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    """The same with every text in it redacted; before it becomes JSON, which writes some texts differently."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redacted(item, redact) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(redacted(item, redact) for item in value)
+    return value

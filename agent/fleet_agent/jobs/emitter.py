@@ -4,11 +4,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from fleet_agent.jobs.model import JobEvent, LogLine, Progress
 from fleet_agent.jobs.store import EventWriter
+from fleet_agent.redaction import redacted
 
 PROGRESS_INTERVAL_SECONDS = 0.25
 LOG_LINES_PER_STEP = 5000
@@ -38,8 +39,8 @@ class Emitter:
     def event(self, **content: Any) -> JobEvent:
         """Append one durable event. Raises OSError."""
         if content.get("problem") is not None:
-            found = content["problem"]
-            content["problem"] = replace(found, message=self.redact(found.message), remedy=self.redact(found.remedy))
+            told = {field.name: getattr(content["problem"], field.name) for field in fields(content["problem"])}
+            content["problem"] = replace(content["problem"], **redacted(told, self.redact))
         with self._lock:
             return self._writer.append(self.step_index, **content)
 

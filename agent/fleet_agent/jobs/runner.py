@@ -11,9 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fleet_agent.configuration import check_environment, read_configuration
 from fleet_agent.jobs.children import ChildRecord, end_children
@@ -25,7 +24,7 @@ from fleet_agent.jobs.store import EXIT_INTERRUPTED, EXIT_LOCKED, EventWriter, J
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import identity_of
-from fleet_agent.redaction import Redactor
+from fleet_agent.redaction import Redactor, redacted
 from fleet_agent.secrets import SecretStore
 from fleet_agent.steps import module_for
 from fleet_agent.steps.context import CHILD_GRACE_SECONDS, StepContext
@@ -113,7 +112,7 @@ class Runner:
             self._emitter.begin_step(index)
             self._emitter.event(step_started=step.name)
             result = await module_for(step.kind).run(step.kind, context)
-            self._emitter.event(result=StepResult(json=_compact(_redacted(result, self._emitter.redact))))
+            self._emitter.event(result=StepResult(json=_compact(redacted(result, self._emitter.redact))))
             self._emitter.event(step_finished=step.name)
 
     def _context(self, spec: JobSpec, layout: Layout) -> StepContext:
@@ -153,17 +152,6 @@ class Runner:
             self._emitter.event(problem=problem)
         self._emitter.event(state=state)
         return 0
-
-
-def _redacted(value: Any, redact: Callable[[str], str]) -> Any:
-    """The same with every text redacted; before it is JSON, which writes some texts differently."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _redacted(item, redact) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_redacted(item, redact) for item in value]
-    return value
 
 
 def _compact(result: dict[str, object]) -> str:
