@@ -187,7 +187,7 @@ def _removal_rows(host: controller_pb2.HostEnginesPlan) -> list[tuple[str, ...]]
 def _print_outcome(plan: controller_pb2.EnginesPlan, finished: list[controller_pb2.HostEvent]) -> None:
     for event in finished:
         if event.HasField("problem"):
-            report(f"{event.host}: {event.problem.message}", event.problem.remedy)
+            report(f"{event.host}: {event.problem.message}", event.problem.remedy, event.problem.tail)
         else:
             print(f"{event.host}: {event.message}")
     if plan.hosts and all(host.verdict == controller_pb2.ENGINES_VERDICT_KEEP for host in plan.hosts):

@@ -136,7 +136,7 @@ def _print_outcome(plan: controller_pb2.DeployPlan, finished: list[Any], stream:
         print("nothing to change", file=stream)
     for event in finished:
         if event.HasField("problem"):
-            report(f"{event.host}: {event.problem.message}", event.problem.remedy)
+            report(f"{event.host}: {event.problem.message}", event.problem.remedy, event.problem.tail)
 
 
 def _leave(plan: controller_pb2.DeployPlan, finished: list[Any]) -> None:

@@ -99,7 +99,7 @@ async def _install(
             problem = problem_of(error)
             left = [later.new.name for later in planned.moves[position + 1 :]]
             rest = f"; not moved: {', '.join(left)}" if left else ""
-            raise OperationError(problem.code, f"{problem.message}{rest}", problem.remedy) from error
+            raise OperationError(problem.code, f"{problem.message}{rest}", problem.remedy, tail=problem.tail) from error
         done.moved.append(move.new.name)
 
 
