@@ -62,8 +62,8 @@ async def test_mlx_lm_from_a_folder_of_wheels(tmp_path: Path, monkeypatch: pytes
     assert result_of(events)["changed"] is True
     python = layout.engines_dir / planned.install_key / "venv/bin/python3"
     asked = "import importlib.metadata as m; print(m.version('mlx-lm'), m.version('mlx'))"
-    printed = await asyncio.to_thread(subprocess.check_output, [python, "-c", asked], text=True)
-    assert printed.split() == [MLX_LM_VERSION, MLX_VERSION]
+    printed = await asyncio.to_thread(subprocess.check_output, [python, "-c", asked])
+    assert printed.decode().split() == [MLX_LM_VERSION, MLX_VERSION]
 
 
 async def test_a_folder_without_the_wheels_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
