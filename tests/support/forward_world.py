@@ -21,10 +21,11 @@ class ForwardWorld:
     folder: Path
     started: list[Forward] = field(default_factory=list)
 
-    def start(self, host: str, local_port: int, remote_port: int = REMOTE_PORT) -> Forward:
-        argv = forward_command(self.fleet.host(host), local_port, "127.0.0.1", remote_port)
+    def start(self, host: str, local_port: int, **settings: object) -> Forward:
+        """Starts a forward of the host's port 8100; `settings` are those of hosts.yaml."""
+        argv = forward_command(self.fleet.host(host, **settings), local_port, "127.0.0.1", REMOTE_PORT)
         with forwards_lock(self.folder):
-            forward = start_forward(self.folder, new_forward(MODEL, host, local_port, ("127.0.0.1", remote_port), argv))
+            forward = start_forward(self.folder, new_forward(MODEL, host, local_port, ("127.0.0.1", REMOTE_PORT), argv))
         self.started.append(forward)
         return forward
 

@@ -2,9 +2,10 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,25 +18,29 @@ from support.tiny_model import make_tiny_model
 
 @pytest.fixture(scope="module")
 def served_host(llama_cpp_bin: Path) -> Iterator[NamespaceFleet]:
-    """gpu1 serves the tiny model; `closed` has an sshd that forbids forwarding."""
-    with namespace_fleet(["gpu1", "closed"], {"closed": HostOptions(sshd_lines=("AllowTcpForwarding no",))}) as fleet:
+    """gpu1 serves the tiny model; `closed` has an sshd that forbids forwarding; `inner` is reached through gpu1 alone,
+    and has a web server that calls itself healthy."""
+    options = {"closed": HostOptions(sshd_lines=("AllowTcpForwarding no",)), "inner": HostOptions(behind="gpu1")}
+    with namespace_fleet(["gpu1", "closed", "inner"], options) as fleet, ExitStack() as stack:
         model = make_tiny_model(fleet.folder / "model", "chain").gguf_path
-        log = (fleet.folder / "llama-server.log").open("wb")
-        server = subprocess.Popen(
-            ["ip", "netns", "exec", fleet.hosts["gpu1"].namespace, str(llama_cpp_bin / "llama-server"), "--model",
-             str(model), "--host", "127.0.0.1", "--port", str(REMOTE_PORT), "--alias", MODEL, "-c", "512"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )  # fmt: skip
-        log.close()
-        listening = f"127.0.0.1:{REMOTE_PORT}"
-        eventually(
-            lambda: listening in run("ip", "netns", "exec", fleet.hosts["gpu1"].namespace, "ss", "-ltnH"),
-            "llama-server listens",
-        )
+        web = fleet.folder / "web"
+        web.mkdir()
+        (web / "health").touch()
+        _serve(stack, fleet, "gpu1", str(llama_cpp_bin / "llama-server"), "--model", str(model), "--alias", MODEL,
+               "--host", "127.0.0.1", "--port", str(REMOTE_PORT), "-c", "512")  # fmt: skip
+        _serve(stack, fleet, "inner", sys.executable, "-m", "http.server", str(REMOTE_PORT), "--bind", "127.0.0.1",
+               "--directory", str(web))  # fmt: skip
         yield fleet
-        with suppress(ProcessLookupError):
-            server.kill()
-        server.wait()
+
+
+def _serve(stack: ExitStack, fleet: NamespaceFleet, host: str, *command: str) -> None:
+    """Runs a server on a host until the stack is closed; returns once it listens."""
+    inside = ("ip", "netns", "exec", fleet.hosts[host].namespace)
+    log = stack.enter_context((fleet.folder / f"{host}.server.log").open("wb"))
+    server = subprocess.Popen([*inside, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    stack.callback(server.wait)
+    stack.callback(server.kill)
+    eventually(lambda: f"127.0.0.1:{REMOTE_PORT}" in run(*inside, "ss", "-ltnH"), f"the server of {host} listens")
 
 
 @pytest.fixture

@@ -122,6 +122,11 @@ def test_a_hangup_of_the_terminal_does_not_end_it(world: ForwardWorld) -> None:
     assert world.now(forward).carries
 
 
+def test_it_goes_through_a_jump_host(world: ForwardWorld) -> None:
+    forward = world.up(world.start("inner", free_port(FIRST_PORT, frozenset()), jump="gpu1"))
+    assert ask(Way(via=Via.FORWARD, base_url=forward.base_url), "/health") is False
+
+
 def test_an_unknown_host_key_is_never_accepted(world: ForwardWorld) -> None:
     world.fleet.known_hosts.unlink()
     # Whatever the user's file says of it.
@@ -155,6 +160,7 @@ def test_a_port_that_a_stranger_took_meanwhile_is_told_as_such(world: ForwardWor
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         failed = waiting(world, world.start("gpu1", stranger.getsockname()[1]))
     assert failed.cause == PORT_TAKEN
+    assert failed.reconnects == 0, "what answers there was never taken for the forward"
     assert chat(world.up(failed)) == ANSWER, "it takes the port once it is free"
 
 
