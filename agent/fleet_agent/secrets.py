@@ -46,6 +46,8 @@ class SecretStore:
                 "bad-secret", f"the secret {name} is empty, too long or more than one line", "", "INVALID_ARGUMENT"
             )
         if self._present(path) == line:
+            self.folder.chmod(0o700)
+            path.chmod(0o600)
             return False
         self._write(path, line)
         return True

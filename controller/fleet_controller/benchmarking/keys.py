@@ -1,4 +1,4 @@
-"""A client of a server that asks for its API key: the key comes from the host's secrets, and no command line shows it."""
+"""Clients of a server that asks for an API key: it comes from the host's secrets, and no command line shows it."""
 
 from fleet_controller.domain.steps import BenchStep, SecretVariable
 

@@ -5,6 +5,7 @@ A Secret shows itself in no text: not in a repr, an f-string, an exception or a 
 
 import hashlib
 import hmac
+import json
 import os
 import stat
 from collections.abc import Mapping
@@ -78,8 +79,8 @@ def _from_variable(reference: SecretReference, what: str, environment: Mapping[s
 
 def _is_resident(settings: Settings) -> bool:
     try:
-        return f'"pid": {os.getpid()}' in settings.identity_file.read_text(encoding="utf-8")
-    except OSError:
+        return bool(json.loads(settings.identity_file.read_text(encoding="utf-8")).get("pid") == os.getpid())
+    except (OSError, ValueError, AttributeError):
         return False
 
 

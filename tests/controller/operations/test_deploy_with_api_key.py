@@ -95,6 +95,8 @@ def test_the_key_opens_the_server_and_lies_nowhere_else(fleet: FleetWorld, deplo
     assert outcome["changed"] and outcome["result"]["answer"]  # the smoke test passed
     shown = service(fleet)
     assert (answer_code(""), answer_code(OTHER), answer_code(KEY)) == (401, 401, 200)
+    [serve] = [one for one in json.loads(said[1].stdout)["plan"][0]["commands"] if one["purpose"] == "serve"]
+    assert serve["argv"] == shown["argv"] and "--api-key-file" in serve["argv"]
     assert KEY.encode() not in command_lines()
     assert KEY.encode() not in Path(f"/proc/{shown['process']['pid']}/environ").read_bytes()
 
