@@ -50,6 +50,10 @@ def over_the_wire(installation: Installation) -> tuple[Step, ...]:
     return spec_from_wire(to_wire(spec, jobs_pb2.JobSpec)).steps
 
 
+def output(*words: object) -> str:
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
+
+
 async def test_mlx_lm_from_a_folder_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheels = await asyncio.to_thread(wheels_of, MLX_REQUIREMENTS, sys.version_info[:2])
     for name, value in NO_NETWORK.items():
@@ -62,8 +66,8 @@ async def test_mlx_lm_from_a_folder_of_wheels(tmp_path: Path, monkeypatch: pytes
     assert result_of(events)["changed"] is True
     python = layout.engines_dir / planned.install_key / "venv/bin/python3"
     asked = "import importlib.metadata as m; print(m.version('mlx-lm'), m.version('mlx'))"
-    printed = await asyncio.to_thread(subprocess.check_output, [python, "-c", asked])
-    assert printed.decode().split() == [MLX_LM_VERSION, MLX_VERSION]
+    printed = await asyncio.to_thread(output, python, "-c", asked)
+    assert printed.split() == [MLX_LM_VERSION, MLX_VERSION]
 
 
 async def test_a_folder_without_the_wheels_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,5 +109,5 @@ async def test_llama_cpp_from_the_newest_source_of_a_folder(
     async with running_agent(layout) as agent:
         key, record = await build_offline(agent, folder)
     assert (record["version"], record["flags"]) == ("b9000", ["-m", "--model"])
-    printed = await asyncio.to_thread(subprocess.check_output, [layout.engines_dir / key / "bin/llama-bench"])
-    assert printed.startswith(b"version: 9000")
+    printed = await asyncio.to_thread(output, layout.engines_dir / key / "bin/llama-bench")
+    assert printed.startswith("version: 9000")
