@@ -15,6 +15,7 @@ the first hit is loaded. How it gets into the store depends on its format:
 Flags and texts: facts of lmstudio-ai/lms at 07b7252. No real LM Studio has been driven yet (docs/lm_studio.md).
 """
 
+import hashlib
 import json
 from pathlib import PurePosixPath
 
@@ -182,9 +183,10 @@ def _run(limit_seconds: float, *arguments: str) -> ToolRun:
 
 
 def _store_folder(artifact: ModelArtifact) -> str:
-    """<owner>/<name>-<commit>, or local/<file's stem> for a file that lies on the hosts."""
+    """<owner>/<name>-<commit>, or local/<file's stem>-<hash of its path> for a file that lies on the hosts."""
     if artifact.local_path:
-        return f"{LOCAL_OWNER}/{PurePosixPath(artifact.local_path).stem}"
+        digest = hashlib.sha256(artifact.local_path.encode()).hexdigest()[:8]
+        return f"{LOCAL_OWNER}/{PurePosixPath(artifact.local_path).stem}-{digest}"
     return f"{artifact.repository}-{artifact.commit[:8]}"
 
 

@@ -102,13 +102,9 @@ def choose_port(
     """The port asked for, else the one it has, else the backend's default or the next that no service of ours has."""
     taken = {status.spec.port: status.spec.name for status in services if status is not running}
     limits = host.limits.ports
-    if isinstance(backend, SharesServer):
-        shared = next((status.spec for status in services if _shares(status, running, backend)), None)
-        if shared is not None and request.port in (None, shared.port):
-            return shared.port
-        if shared is not None:
-            message = f"{backend.name} has one server on this host, and {shared.name} is served by it on {shared.port}"
-            raise PlanProblem("port-taken", message, f"give --port {shared.port}, or leave it out", refused=True)
+    shared = _sharing(services, running, backend)
+    if shared is not None:
+        return _shared_port(shared, request, backend)
     if request.port:
         if request.port in taken:
             message = f"port {request.port} belongs to {taken[request.port]} on this host"
@@ -118,7 +114,9 @@ def choose_port(
             raise PlanProblem("port-not-allowed", message, "choose another with --port, or leave it out", refused=True)
         return request.port
     first, last = (limits.first, limits.last) if limits else (backend.default_port, LAST_PORT)
-    if running is not None and first <= running.spec.port <= last and running.spec.port not in taken:
+    # A server that is shared keeps its port when one of its models is served by another backend from now on.
+    stays = running is not None and bool(running.spec.shared_port_path) == isinstance(backend, SharesServer)
+    if running is not None and stays and first <= running.spec.port <= last and running.spec.port not in taken:
         return running.spec.port
     free = next((port for port in range(first, last + 1) if port not in taken), None)
     if free is None:
@@ -127,9 +125,21 @@ def choose_port(
     return free
 
 
-def _shares(status: ServiceStatus, running: ServiceStatus | None, backend: Backend) -> bool:
-    wanted = status.desired is DesiredState.RUNNING
-    return wanted and status is not running and status.spec.backend == backend.name
+def _sharing(
+    services: tuple[ServiceStatus, ...], running: ServiceStatus | None, backend: Backend
+) -> ServiceSpec | None:
+    """Another service on the one server that this backend has on a host."""
+    if not isinstance(backend, SharesServer):
+        return None
+    others = (status for status in services if status is not running and status.desired is DesiredState.RUNNING)
+    return next((status.spec for status in others if status.spec.backend == backend.name), None)
+
+
+def _shared_port(shared: ServiceSpec, request: DeployRequest, backend: Backend) -> int:
+    if request.port in (None, shared.port):
+        return shared.port
+    message = f"{backend.name} has one server on this host, and {shared.name} is served by it on {shared.port}"
+    raise PlanProblem("port-taken", message, f"give --port {shared.port}, or leave it out", refused=True)
 
 
 def _device_order(facts: HostFacts) -> tuple[EnvironmentVariable, ...]:

@@ -6,6 +6,7 @@ next deploy of the same service can keep it without being told.
 
 import json
 
+from fleet_controller.backends.base import SharesServer
 from fleet_controller.backends.options import EngineOptions
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact, ResolvedModel
@@ -41,10 +42,14 @@ def filled(request: DeployRequest, resolved: ResolvedModel, spec: ServiceSpec) -
     """The request with what it leaves open as `spec` runs it.
 
     Another model under the same name, or another backend, begins anew: options are a backend's own words, and a
-    quantization that it reads may not be among those of the other one. The port stays in any case.
+    quantization that it reads may not be among those of the other one. The port stays, unless it is that of a server
+    that other services of its backend share.
     """
-    update: dict[str, object] = {"port": request.port or spec.port}
-    if not _same_model(resolved, spec) or (request.backend and backend_named(request.backend).name != spec.backend):
+    wanted = backend_named(request.backend) if request.backend else None
+    moves = wanted is not None and wanted.name != spec.backend
+    is_shared = bool(spec.shared_port_path) or isinstance(wanted, SharesServer)
+    update: dict[str, object] = {} if moves and is_shared else {"port": request.port or spec.port}
+    if moves or not _same_model(resolved, spec):
         return request.model_copy(update=update)
     update |= {
         "backend": spec.backend,

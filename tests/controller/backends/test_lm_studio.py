@@ -1,5 +1,6 @@
 """LM Studio: what lms is told, where models lie in its store, what is refused, and plans of hosts that have it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def test_a_gguf_of_the_cache_is_linked_under_its_commit() -> None:
 
 def test_a_file_on_the_host_is_linked() -> None:
     artifact = ModelArtifact(format=GGUF, local_path="/models/tiny.gguf")
-    assert STUDIO.model_path(artifact, "/hf") == "local/tiny/tiny.gguf"
+    other = ModelArtifact(format=GGUF, local_path="/elsewhere/tiny.gguf")
+    paths = [STUDIO.model_path(one, "/hf") for one in (artifact, other)]
+    assert all(re.fullmatch(r"local/tiny-[0-9a-f]{8}/tiny\.gguf", path) for path in paths)
+    assert paths[0] != paths[1]  # one name, two files
 
 
 @pytest.mark.parametrize(
@@ -179,6 +183,15 @@ def test_a_second_service_is_on_the_port_of_the_first_and_no_other() -> None:
     assert other.plan.problem is not None and "--port 1234" in other.plan.problem.remedy
     llama = deploy(facts, (served(first),), model="qwen3.5-4b", quantization="Q8_0", backend="llama.cpp", port=1234)
     assert llama.plan.action is PlanAction.REFUSE
+
+
+def test_a_model_that_leaves_lm_studio_leaves_its_port() -> None:
+    facts = with_lms("rtx4090")
+    studio = served(deploy(facts, model="qwen3.5-4b", quantization="Q8_0"))
+    llama = deploy(facts, (studio,), model="qwen3.5-4b", quantization="Q8_0", backend="llama.cpp")
+    assert (llama.plan.action, llama.plan.port) == (PlanAction.REPLACE, 8080)
+    back = deploy(facts, (served(llama),), model="qwen3.5-4b", quantization="Q8_0")
+    assert (back.plan.action, back.plan.port) == (PlanAction.REPLACE, 1234)
 
 
 def test_mlx_is_for_apple_only() -> None:
