@@ -27,6 +27,7 @@ from fleet_controller.backends.versions import VLLM_WHEELS
 from fleet_controller.backends.vllm import NO_USAGE_STATISTICS, more_arguments, serve_arguments, serve_command
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.services import ApiKey
 
 CPU_SUFFIX = "+cpu"
 # 2.8 GB resident in four processes with a model of 3 MB and 1 GiB of KV cache; a cache is a whole number of GiB.
@@ -90,6 +91,10 @@ class VllmCpu(GpuPythonEngine):
         )
         arguments = [*serve_arguments(options), *more_arguments(options)]
         return serve_command(installation, options, arguments, environment)
+
+    def api_key(self, secret: str) -> ApiKey:
+        """As vLLM takes it: from its environment, never its command line."""
+        return ApiKey(secret=secret, environment="VLLM_API_KEY")
 
     def parse_version(self, output: str) -> str | None:
         return parse_package_version(output)
