@@ -2,7 +2,7 @@
 
 import typer
 
-from fleet_controller.cli import agent, backends, controller, deploy, endpoints, hosts, results
+from fleet_controller.cli import agent, backends, bench, controller, deploy, endpoints, hosts, results, results_group
 
 app = typer.Typer(
     name="fleet",
@@ -31,7 +31,9 @@ def _root(
 hosts.register(app)
 deploy.register(app)
 endpoints.register(app)
+bench.register(app)
 results.register(app)
+results_group.register(app)
 app.add_typer(agent.app, name="agent")
 app.add_typer(backends.app, name="backends")
 app.add_typer(controller.app, name="controller")

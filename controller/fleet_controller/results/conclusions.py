@@ -3,6 +3,7 @@
 Each statement names the rows it rests on; where there are none, it says so.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def experts_against_dense(rows: Sequence[Entry], experts: Mapping[str, bool]) ->
         best = _best_by_model(group)
         mixtures = {model: entry for model, entry in best.items() if _is_mixture(model, experts)}
         dense = {model: entry for model, entry in best.items() if model not in mixtures}
-        for model, entry in sorted(mixtures.items()):
+        for _, entry in sorted(mixtures.items()):
             statements += [_against(topic, entry, other) for _, other in sorted(dense.items())]
     return statements or [Statement(topic, NO_ROWS)]
 
@@ -94,7 +95,7 @@ def newer_builds(rows: Sequence[Entry]) -> list[Statement]:
     for (host, backend), found in sorted(versions.items()):
         mine = [entry for entry in rows if (entry.result.host, entry.result.backend) == (host, backend)]
         ordered = sorted(found, key=_version_order)
-        for older, newer in zip(ordered, ordered[1:], strict=False):
+        for older, newer in itertools.pairwise(ordered):
             selectors = [parse_selector(f"version={version}") for version in (older, newer)]
             statements += _gains(topic, host, backend, older, newer, compare(mine, selectors[0], selectors[1]))
     return statements or [Statement(topic, NO_ROWS)]

@@ -1,8 +1,8 @@
 """The cross-hardware matrix: rows are model x quantization x backend, columns are hosts or chips. Pure.
 
-A model's cells are of one test where they can be: that of the most cells at the depth that was asked for. A cell that has
-only another client's, token count's or near depth's figure shows it with ≈. Figures are never averaged: of several the
-newest counts, a measured one before an imported one before a reference.
+A model's cells are of one test where they can be: that of the most cells at the depth that was asked for. A cell that
+has only another client's, token count's or near depth's figure shows it with ≈. Figures are never averaged: of several
+the newest counts, a measured one before an imported one before a reference.
 """
 
 from collections.abc import Iterable, Sequence

@@ -25,25 +25,26 @@ def save_results(
     A row that is there already (equal `result_key`), a run of a known id and a sample of the same moment are left as
     they are, so a resend is harmless. Returns how many rows are new.
     """
-    return save_batch(database, results, [run] if run is not None else [], device_samples)
+    return save_batches(database, [(results, [run] if run is not None else [], device_samples)])[0]
 
 
-def save_batch(
-    database: StateDatabase,
-    results: Iterable[Result],
-    runs: Iterable[Run] = (),
-    device_samples: Iterable[DeviceSample] = (),
-) -> int:
-    """As `save_results`, for several runs in one transaction: the rows of one file come in whole or not at all."""
-    rows = [row_of(result) for result in results]
-    run_rows = [plain_row(run) for run in runs]
-    sample_rows = [plain_row(sample) for sample in device_samples]
+Batch = tuple[Iterable[Result], Iterable[Run], Iterable[DeviceSample]]
+
+
+def save_batches(database: StateDatabase, batches: Iterable[Batch]) -> list[int]:
+    """As `save_results` for several files in one transaction; how many rows of each are new."""
+    prepared = [
+        ([row_of(result) for result in results], [*map(plain_row, runs)], [*map(plain_row, samples)])
+        for results, runs, samples in batches
+    ]
+    added: list[int] = []
     with database.transaction() as connection:
-        before = connection.total_changes
-        _insert(connection, "results", rows)
-        added = connection.total_changes - before
-        _insert(connection, "runs", run_rows)
-        _insert(connection, "device_samples", sample_rows)
+        for rows, runs, samples in prepared:
+            before = connection.total_changes
+            _insert(connection, "results", rows)
+            added.append(connection.total_changes - before)
+            _insert(connection, "runs", runs)
+            _insert(connection, "device_samples", samples)
     return added
 
 

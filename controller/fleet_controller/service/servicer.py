@@ -147,33 +147,52 @@ class ControllerServicer(GeneratedServicer):
         async for message in _stream(change(self._context, request.plan_id), controller_pb2.HostEvent, context):
             yield message
 
-    async def Bench(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        from fleet_controller.operations.bench import BenchRequest, bench
-
-        wanted = BenchRequest(
-            request.model, request.pattern, request.prompt_tokens, request.generation_tokens, request.repetitions
-        )
-        async for message in _stream(bench(self._context, wanted), controller_pb2.HostEvent, context):
-            yield message
-
-    async def ListResults(self, request: Any, context: Any) -> controller_pb2.ListResultsReply:
-        from fleet_controller.results.store import load_results
+    async def PlanBench(self, request: Any, context: Any) -> controller_pb2.BenchPlan:
+        from fleet_controller.domain.benches import BenchRequest
+        from fleet_controller.operations.bench_plan import plan_bench
 
         try:
-            results = load_results(self._context.database, request.pattern, request.model)
+            plan = await plan_bench(self._context, from_wire(BenchRequest, request))
         except Exception as error:
             await _abort(context, error)
-        names = {field.name for field in controller_pb2.ResultRow.DESCRIPTOR.fields}
-        rows = [
-            controller_pb2.ResultRow(
-                **{k: v for k, v in result.model_dump(exclude_none=True).items() if k in names},
-                test=result.test,
-                mean_tokens_per_second=result.mean or 0.0,
-                stddev_tokens_per_second=result.deviation,
-            )
-            for result in results
-        ]
-        return controller_pb2.ListResultsReply(rows=rows)
+        cells = [to_wire(cell.shown, controller_pb2.BenchCell) for cell in plan.cells]
+        return controller_pb2.BenchPlan(plan_id=plan.plan_id, suite=plan.suite, cells=cells)
+
+    async def Bench(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.bench import bench
+
+        async for message in _stream(bench(self._context, request.plan_id), controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListResults(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.results import list_results
+        from fleet_controller.service import results_wire
+
+        try:
+            for piece in list_results(self._context, results_wire.listing_of(request)):
+                yield results_wire.piece_message(piece)
+        except Exception as error:
+            await _abort(context, error)
+
+    async def GetResult(self, request: Any, context: Any) -> controller_pb2.ResultDetails:
+        from fleet_controller.operations.results import get_result
+        from fleet_controller.service import results_wire
+
+        try:
+            return results_wire.details_message(request.id, get_result(self._context, request.id))
+        except Exception as error:
+            await _abort(context, error)
+
+    async def ImportResults(self, request: Any, context: Any) -> controller_pb2.ImportResultsReply:
+        from fleet_controller.operations.results import import_results
+        from fleet_controller.service import results_wire
+
+        try:
+            imported = import_results(self._context, results_wire.files_of(request))
+        except Exception as error:
+            await _abort(context, error)
+        files = [controller_pb2.ImportedFile(name=name, added=added, known=known) for name, added, known in imported]
+        return controller_pb2.ImportResultsReply(files=files)
 
     async def Shutdown(self, request: Any, context: Any) -> controller_pb2.ShutdownControllerReply:
         self._end()

@@ -1564,110 +1564,595 @@ Global___RunBenchRequest: _TypeAlias = RunBenchRequest  # noqa: Y015
 
 @_typing.final
 class ListResultsRequest(_message.Message):
+    """What is empty or absent lets everything through. Names are compared without case."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PATTERN_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    QUANTIZATIONS_FIELD_NUMBER: _builtins.int
+    SUITES_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    CLIENTS_FIELD_NUMBER: _builtins.int
+    TEST_KINDS_FIELD_NUMBER: _builtins.int
+    LEAST_DEPTH_FIELD_NUMBER: _builtins.int
+    MOST_DEPTH_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    ONE_PER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    WITH_RUNS_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
-    """host names as recorded, globs; empty = all"""
-    model: _builtins.str
-    """empty = all"""
+    """host names as recorded: names, globs, @groups, !exclusions"""
+    least_depth: _builtins.int
+    most_depth: _builtins.int
+    concurrency: _builtins.int
+    since_unix_ms: _builtins.int
+    newest: _builtins.int
+    """only so many of the newest; 0 = all"""
+    one_per_fingerprint: _builtins.bool
+    """only the newest good row of each"""
+    with_runs: _builtins.bool
+    """their runs and device samples as well"""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def quantizations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def suites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"measured", "reference", "imported" """
+
+    @_builtins.property
+    def clients(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def test_kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"tg", "pp", "ttft", "energy" ..."""
+
     def __init__(
         self,
         *,
         pattern: _builtins.str = ...,
-        model: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        backends: _abc.Iterable[_builtins.str] | None = ...,
+        quantizations: _abc.Iterable[_builtins.str] | None = ...,
+        suites: _abc.Iterable[_builtins.str] | None = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        clients: _abc.Iterable[_builtins.str] | None = ...,
+        test_kinds: _abc.Iterable[_builtins.str] | None = ...,
+        least_depth: _builtins.int | None = ...,
+        most_depth: _builtins.int | None = ...,
+        concurrency: _builtins.int | None = ...,
+        since_unix_ms: _builtins.int = ...,
+        newest: _builtins.int = ...,
+        one_per_fingerprint: _builtins.bool = ...,
+        with_runs: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_least_depth", b"_least_depth", "_most_depth", b"_most_depth", "concurrency", b"concurrency", "least_depth", b"least_depth", "most_depth", b"most_depth"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pattern", b"pattern"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_least_depth", b"_least_depth", "_most_depth", b"_most_depth", "backends", b"backends", "clients", b"clients", "concurrency", b"concurrency", "least_depth", b"least_depth", "models", b"models", "most_depth", b"most_depth", "newest", b"newest", "one_per_fingerprint", b"one_per_fingerprint", "pattern", b"pattern", "quantizations", b"quantizations", "since_unix_ms", b"since_unix_ms", "sources", b"sources", "suites", b"suites", "test_kinds", b"test_kinds", "with_runs", b"with_runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
+    _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__least_depth: _TypeAlias = _typing.Literal["least_depth"]  # noqa: Y015
+    _WhichOneofArgType__least_depth: _TypeAlias = _typing.Literal["_least_depth", b"_least_depth"]  # noqa: Y015
+    _WhichOneofReturnType__most_depth: _TypeAlias = _typing.Literal["most_depth"]  # noqa: Y015
+    _WhichOneofArgType__most_depth: _TypeAlias = _typing.Literal["_most_depth", b"_most_depth"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__least_depth) -> _WhichOneofReturnType__least_depth | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_depth) -> _WhichOneofReturnType__most_depth | None: ...
 
 Global___ListResultsRequest: _TypeAlias = ListResultsRequest  # noqa: Y015
 
 @_typing.final
 class ResultRow(_message.Message):
-    """One measured figure of one bench run."""
+    """One figure of one bench run, in the unit of its kind. An absent value is unknown."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_ID_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
-    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    CHIP_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: _builtins.int
+    RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
+    OS_NAME_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_WATTS_FIELD_NUMBER: _builtins.int
+    PERSISTENCE_MODE_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     BACKEND_VERSION_FIELD_NUMBER: _builtins.int
-    TEST_FIELD_NUMBER: _builtins.int
-    MEAN_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    STDDEV_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    REPETITIONS_FIELD_NUMBER: _builtins.int
-    FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
-    CHIP_FIELD_NUMBER: _builtins.int
+    BACKEND_COMMIT_FIELD_NUMBER: _builtins.int
+    FLAGS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    ARTIFACT_SHA256_FIELD_NUMBER: _builtins.int
+    ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    CLIENT_VERSION_FIELD_NUMBER: _builtins.int
+    TEST_KIND_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    GENERATION_TOKENS_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    KV_TYPE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
+    REPETITIONS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    DEVIATION_FIELD_NUMBER: _builtins.int
+    DEVIATION_KIND_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_LOW_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_HIGH_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    TOOL_FIELDS_JSON_FIELD_NUMBER: _builtins.int
+    STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    fingerprint_id: _builtins.str
     host: _builtins.str
-    model: _builtins.str
-    quantization: _builtins.str
+    chip: _builtins.str
+    device_count: _builtins.int
+    driver_version: _builtins.str
+    runtime_version: _builtins.str
+    os_name: _builtins.str
+    power_limit_watts: _builtins.float
+    persistence_mode: _builtins.bool
     backend: _builtins.str
     backend_version: _builtins.str
-    test: _builtins.str
-    """"pp512", "tg128" """
-    mean_tokens_per_second: _builtins.float
-    stddev_tokens_per_second: _builtins.float
-    """absent where the tool prints none"""
-    repetitions: _builtins.int
-    finished_unix_ms: _builtins.int
-    chip: _builtins.str
+    backend_commit: _builtins.str
+    flags: _builtins.str
+    model: _builtins.str
+    quantization: _builtins.str
+    artifact_sha256: _builtins.str
+    artifact_bytes: _builtins.int
+    suite: _builtins.str
     client: _builtins.str
-    """the tool that measured: "llama-bench", "mlx_lm benchmark" """
+    client_version: _builtins.str
+    test_kind: _builtins.str
+    prompt_tokens: _builtins.int
+    generation_tokens: _builtins.int
+    depth: _builtins.int
+    concurrency: _builtins.int
+    kv_type: _builtins.str
+    run_id: _builtins.str
+    job_id: _builtins.str
+    lease_id: _builtins.str
+    source: _builtins.str
+    provenance: _builtins.str
+    status: _builtins.str
+    """"measured" or "contaminated" """
+    cause: _builtins.str
+    attempt: _builtins.int
     artifact: _builtins.str
-    """what was measured, as given to the tool"""
+    repetitions: _builtins.int
+    """0 = nobody said"""
+    mean: _builtins.float
+    deviation: _builtins.float
+    deviation_kind: _builtins.str
+    """"sample" (n - 1) or "population" (n)"""
+    confidence_low: _builtins.float
+    confidence_high: _builtins.float
+    tool_fields_json: _builtins.str
+    started_unix_ms: _builtins.int
+    finished_unix_ms: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
+        id: _builtins.int = ...,
+        fingerprint_id: _builtins.str = ...,
         host: _builtins.str = ...,
-        model: _builtins.str = ...,
-        quantization: _builtins.str = ...,
+        chip: _builtins.str = ...,
+        device_count: _builtins.int = ...,
+        driver_version: _builtins.str = ...,
+        runtime_version: _builtins.str = ...,
+        os_name: _builtins.str = ...,
+        power_limit_watts: _builtins.float | None = ...,
+        persistence_mode: _builtins.bool | None = ...,
         backend: _builtins.str = ...,
         backend_version: _builtins.str = ...,
-        test: _builtins.str = ...,
-        mean_tokens_per_second: _builtins.float = ...,
-        stddev_tokens_per_second: _builtins.float | None = ...,
-        repetitions: _builtins.int = ...,
-        finished_unix_ms: _builtins.int = ...,
-        chip: _builtins.str = ...,
+        backend_commit: _builtins.str = ...,
+        flags: _builtins.str = ...,
+        model: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        artifact_sha256: _builtins.str = ...,
+        artifact_bytes: _builtins.int | None = ...,
+        suite: _builtins.str = ...,
         client: _builtins.str = ...,
+        client_version: _builtins.str = ...,
+        test_kind: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+        generation_tokens: _builtins.int = ...,
+        depth: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        kv_type: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        source: _builtins.str = ...,
+        provenance: _builtins.str = ...,
+        status: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        attempt: _builtins.int = ...,
         artifact: _builtins.str = ...,
+        repetitions: _builtins.int = ...,
+        mean: _builtins.float | None = ...,
+        deviation: _builtins.float | None = ...,
+        deviation_kind: _builtins.str = ...,
+        confidence_low: _builtins.float | None = ...,
+        confidence_high: _builtins.float | None = ...,
+        samples: _abc.Iterable[_builtins.float] | None = ...,
+        tool_fields_json: _builtins.str = ...,
+        started_unix_ms: _builtins.int = ...,
+        finished_unix_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second", "stddev_tokens_per_second", b"stddev_tokens_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes", "_confidence_high", b"_confidence_high", "_confidence_low", b"_confidence_low", "_deviation", b"_deviation", "_mean", b"_mean", "_persistence_mode", b"_persistence_mode", "_power_limit_watts", b"_power_limit_watts", "artifact_bytes", b"artifact_bytes", "confidence_high", b"confidence_high", "confidence_low", b"confidence_low", "deviation", b"deviation", "mean", b"mean", "persistence_mode", b"persistence_mode", "power_limit_watts", b"power_limit_watts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second", "artifact", b"artifact", "backend", b"backend", "backend_version", b"backend_version", "chip", b"chip", "client", b"client", "finished_unix_ms", b"finished_unix_ms", "host", b"host", "mean_tokens_per_second", b"mean_tokens_per_second", "model", b"model", "quantization", b"quantization", "repetitions", b"repetitions", "stddev_tokens_per_second", b"stddev_tokens_per_second", "test", b"test"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes", "_confidence_high", b"_confidence_high", "_confidence_low", b"_confidence_low", "_deviation", b"_deviation", "_mean", b"_mean", "_persistence_mode", b"_persistence_mode", "_power_limit_watts", b"_power_limit_watts", "artifact", b"artifact", "artifact_bytes", b"artifact_bytes", "artifact_sha256", b"artifact_sha256", "attempt", b"attempt", "backend", b"backend", "backend_commit", b"backend_commit", "backend_version", b"backend_version", "cause", b"cause", "chip", b"chip", "client", b"client", "client_version", b"client_version", "concurrency", b"concurrency", "confidence_high", b"confidence_high", "confidence_low", b"confidence_low", "depth", b"depth", "deviation", b"deviation", "deviation_kind", b"deviation_kind", "device_count", b"device_count", "driver_version", b"driver_version", "fingerprint_id", b"fingerprint_id", "finished_unix_ms", b"finished_unix_ms", "flags", b"flags", "generation_tokens", b"generation_tokens", "host", b"host", "id", b"id", "job_id", b"job_id", "kv_type", b"kv_type", "lease_id", b"lease_id", "mean", b"mean", "model", b"model", "os_name", b"os_name", "persistence_mode", b"persistence_mode", "power_limit_watts", b"power_limit_watts", "prompt_tokens", b"prompt_tokens", "provenance", b"provenance", "quantization", b"quantization", "repetitions", b"repetitions", "run_id", b"run_id", "runtime_version", b"runtime_version", "samples", b"samples", "source", b"source", "started_unix_ms", b"started_unix_ms", "status", b"status", "suite", b"suite", "test_kind", b"test_kind", "tool_fields_json", b"tool_fields_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__stddev_tokens_per_second: _TypeAlias = _typing.Literal["stddev_tokens_per_second"]  # noqa: Y015
-    _WhichOneofArgType__stddev_tokens_per_second: _TypeAlias = _typing.Literal["_stddev_tokens_per_second", b"_stddev_tokens_per_second"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__stddev_tokens_per_second) -> _WhichOneofReturnType__stddev_tokens_per_second | None: ...
+    _WhichOneofReturnType__artifact_bytes: _TypeAlias = _typing.Literal["artifact_bytes"]  # noqa: Y015
+    _WhichOneofArgType__artifact_bytes: _TypeAlias = _typing.Literal["_artifact_bytes", b"_artifact_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__confidence_high: _TypeAlias = _typing.Literal["confidence_high"]  # noqa: Y015
+    _WhichOneofArgType__confidence_high: _TypeAlias = _typing.Literal["_confidence_high", b"_confidence_high"]  # noqa: Y015
+    _WhichOneofReturnType__confidence_low: _TypeAlias = _typing.Literal["confidence_low"]  # noqa: Y015
+    _WhichOneofArgType__confidence_low: _TypeAlias = _typing.Literal["_confidence_low", b"_confidence_low"]  # noqa: Y015
+    _WhichOneofReturnType__deviation: _TypeAlias = _typing.Literal["deviation"]  # noqa: Y015
+    _WhichOneofArgType__deviation: _TypeAlias = _typing.Literal["_deviation", b"_deviation"]  # noqa: Y015
+    _WhichOneofReturnType__mean: _TypeAlias = _typing.Literal["mean"]  # noqa: Y015
+    _WhichOneofArgType__mean: _TypeAlias = _typing.Literal["_mean", b"_mean"]  # noqa: Y015
+    _WhichOneofReturnType__persistence_mode: _TypeAlias = _typing.Literal["persistence_mode"]  # noqa: Y015
+    _WhichOneofArgType__persistence_mode: _TypeAlias = _typing.Literal["_persistence_mode", b"_persistence_mode"]  # noqa: Y015
+    _WhichOneofReturnType__power_limit_watts: _TypeAlias = _typing.Literal["power_limit_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_limit_watts: _TypeAlias = _typing.Literal["_power_limit_watts", b"_power_limit_watts"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__artifact_bytes) -> _WhichOneofReturnType__artifact_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence_high) -> _WhichOneofReturnType__confidence_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence_low) -> _WhichOneofReturnType__confidence_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deviation) -> _WhichOneofReturnType__deviation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean) -> _WhichOneofReturnType__mean | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__persistence_mode) -> _WhichOneofReturnType__persistence_mode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_watts) -> _WhichOneofReturnType__power_limit_watts | None: ...
 
 Global___ResultRow: _TypeAlias = ResultRow  # noqa: Y015
+
+@_typing.final
+class BenchRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SERVER_COMMAND_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    DETAILS_JSON_FIELD_NUMBER: _builtins.int
+    STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    host: _builtins.str
+    job_id: _builtins.str
+    lease_id: _builtins.str
+    command: _builtins.str
+    server_command: _builtins.str
+    stdout: _builtins.str
+    stderr: _builtins.str
+    details_json: _builtins.str
+    started_unix_ms: _builtins.int
+    finished_unix_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        command: _builtins.str = ...,
+        server_command: _builtins.str = ...,
+        stdout: _builtins.str = ...,
+        stderr: _builtins.str = ...,
+        details_json: _builtins.str = ...,
+        started_unix_ms: _builtins.int = ...,
+        finished_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "details_json", b"details_json", "finished_unix_ms", b"finished_unix_ms", "host", b"host", "job_id", b"job_id", "lease_id", b"lease_id", "run_id", b"run_id", "server_command", b"server_command", "started_unix_ms", b"started_unix_ms", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchRun: _TypeAlias = BenchRun  # noqa: Y015
+
+@_typing.final
+class BenchDeviceSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    DEVICE_INDEX_FIELD_NUMBER: _builtins.int
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    SM_CLOCK_MHZ_FIELD_NUMBER: _builtins.int
+    MEMORY_CLOCK_MHZ_FIELD_NUMBER: _builtins.int
+    POWER_WATTS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    UTILIZATION_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    THROTTLE_REASONS_FIELD_NUMBER: _builtins.int
+    FOREIGN_PROCESSES_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    attempt: _builtins.int
+    device_index: _builtins.int
+    unix_ms: _builtins.int
+    sm_clock_mhz: _builtins.float
+    memory_clock_mhz: _builtins.float
+    power_watts: _builtins.float
+    temperature_celsius: _builtins.float
+    utilization_percent: _builtins.float
+    memory_used_bytes: _builtins.int
+    throttle_reasons: _builtins.str
+    foreign_processes: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        device_index: _builtins.int = ...,
+        unix_ms: _builtins.int = ...,
+        sm_clock_mhz: _builtins.float | None = ...,
+        memory_clock_mhz: _builtins.float | None = ...,
+        power_watts: _builtins.float | None = ...,
+        temperature_celsius: _builtins.float | None = ...,
+        utilization_percent: _builtins.float | None = ...,
+        memory_used_bytes: _builtins.int | None = ...,
+        throttle_reasons: _builtins.str = ...,
+        foreign_processes: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_clock_mhz", b"_memory_clock_mhz", "_memory_used_bytes", b"_memory_used_bytes", "_power_watts", b"_power_watts", "_sm_clock_mhz", b"_sm_clock_mhz", "_temperature_celsius", b"_temperature_celsius", "_utilization_percent", b"_utilization_percent", "memory_clock_mhz", b"memory_clock_mhz", "memory_used_bytes", b"memory_used_bytes", "power_watts", b"power_watts", "sm_clock_mhz", b"sm_clock_mhz", "temperature_celsius", b"temperature_celsius", "utilization_percent", b"utilization_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_clock_mhz", b"_memory_clock_mhz", "_memory_used_bytes", b"_memory_used_bytes", "_power_watts", b"_power_watts", "_sm_clock_mhz", b"_sm_clock_mhz", "_temperature_celsius", b"_temperature_celsius", "_utilization_percent", b"_utilization_percent", "attempt", b"attempt", "device_index", b"device_index", "foreign_processes", b"foreign_processes", "memory_clock_mhz", b"memory_clock_mhz", "memory_used_bytes", b"memory_used_bytes", "power_watts", b"power_watts", "run_id", b"run_id", "sm_clock_mhz", b"sm_clock_mhz", "temperature_celsius", b"temperature_celsius", "throttle_reasons", b"throttle_reasons", "unix_ms", b"unix_ms", "utilization_percent", b"utilization_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_clock_mhz: _TypeAlias = _typing.Literal["memory_clock_mhz"]  # noqa: Y015
+    _WhichOneofArgType__memory_clock_mhz: _TypeAlias = _typing.Literal["_memory_clock_mhz", b"_memory_clock_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__memory_used_bytes: _TypeAlias = _typing.Literal["memory_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_used_bytes: _TypeAlias = _typing.Literal["_memory_used_bytes", b"_memory_used_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__power_watts: _TypeAlias = _typing.Literal["power_watts"]  # noqa: Y015
+    _WhichOneofArgType__power_watts: _TypeAlias = _typing.Literal["_power_watts", b"_power_watts"]  # noqa: Y015
+    _WhichOneofReturnType__sm_clock_mhz: _TypeAlias = _typing.Literal["sm_clock_mhz"]  # noqa: Y015
+    _WhichOneofArgType__sm_clock_mhz: _TypeAlias = _typing.Literal["_sm_clock_mhz", b"_sm_clock_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_celsius: _TypeAlias = _typing.Literal["temperature_celsius"]  # noqa: Y015
+    _WhichOneofArgType__temperature_celsius: _TypeAlias = _typing.Literal["_temperature_celsius", b"_temperature_celsius"]  # noqa: Y015
+    _WhichOneofReturnType__utilization_percent: _TypeAlias = _typing.Literal["utilization_percent"]  # noqa: Y015
+    _WhichOneofArgType__utilization_percent: _TypeAlias = _typing.Literal["_utilization_percent", b"_utilization_percent"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_clock_mhz) -> _WhichOneofReturnType__memory_clock_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_used_bytes) -> _WhichOneofReturnType__memory_used_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_watts) -> _WhichOneofReturnType__power_watts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sm_clock_mhz) -> _WhichOneofReturnType__sm_clock_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_celsius) -> _WhichOneofReturnType__temperature_celsius | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_percent) -> _WhichOneofReturnType__utilization_percent | None: ...
+
+Global___BenchDeviceSample: _TypeAlias = BenchDeviceSample  # noqa: Y015
 
 @_typing.final
 class ListResultsReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROWS_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    DEVICE_SAMPLES_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """rows that passed and are more than `newest`; in the last piece"""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultRow]: ...
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenchRun]: ...
+    @_builtins.property
+    def device_samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenchDeviceSample]: ...
     def __init__(
         self,
         *,
         rows: _abc.Iterable[Global___ResultRow] | None = ...,
+        runs: _abc.Iterable[Global___BenchRun] | None = ...,
+        device_samples: _abc.Iterable[Global___BenchDeviceSample] | None = ...,
+        left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_samples", b"device_samples", "left_out", b"left_out", "rows", b"rows", "runs", b"runs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResultsReply: _TypeAlias = ListResultsReply  # noqa: Y015
+
+@_typing.final
+class GetResultRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResultRequest: _TypeAlias = GetResultRequest  # noqa: Y015
+
+@_typing.final
+class ResultDetails(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    DEVICE_SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def row(self) -> Global___ResultRow: ...
+    @_builtins.property
+    def run(self) -> Global___BenchRun: ...
+    @_builtins.property
+    def device_samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___BenchDeviceSample]: ...
+    def __init__(
+        self,
+        *,
+        row: Global___ResultRow | None = ...,
+        run: Global___BenchRun | None = ...,
+        device_samples: _abc.Iterable[Global___BenchDeviceSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "row", b"row", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "device_samples", b"device_samples", "row", b"row", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
+
+Global___ResultDetails: _TypeAlias = ResultDetails  # noqa: Y015
+
+@_typing.final
+class ImportFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportFile: _TypeAlias = ImportFile  # noqa: Y015
+
+@_typing.final
+class ImportResultsRequest(_message.Message):
+    """What the files do not tell; it goes before what is guessed from names in them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    CHIP_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    CLIENT_VERSION_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    chip: _builtins.str
+    model: _builtins.str
+    quantization: _builtins.str
+    backend: _builtins.str
+    backend_version: _builtins.str
+    client_version: _builtins.str
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportFile]: ...
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___ImportFile] | None = ...,
+        host: _builtins.str = ...,
+        chip: _builtins.str = ...,
+        model: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        client_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "chip", b"chip", "client_version", b"client_version", "files", b"files", "host", b"host", "model", b"model", "quantization", b"quantization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResultsRequest: _TypeAlias = ImportResultsRequest  # noqa: Y015
+
+@_typing.final
+class ImportResultsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportedFile]: ...
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___ImportedFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportResultsReply: _TypeAlias = ImportResultsReply  # noqa: Y015
+
+@_typing.final
+class ImportedFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    added: _builtins.int
+    known: _builtins.int
+    """rows that were there already"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        added: _builtins.int = ...,
+        known: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "known", b"known", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportedFile: _TypeAlias = ImportedFile  # noqa: Y015
 
 @_typing.final
 class ShutdownControllerRequest(_message.Message):

@@ -112,10 +112,20 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.RunBenchRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
                 _registered_method=True)
-        self.ListResults = channel.unary_unary(
+        self.ListResults = channel.unary_stream(
                 '/fleet.v1.Controller/ListResults',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.FromString,
+                _registered_method=True)
+        self.GetResult = channel.unary_unary(
+                '/fleet.v1.Controller/GetResult',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.GetResultRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ResultDetails.FromString,
+                _registered_method=True)
+        self.ImportResults = channel.unary_unary(
+                '/fleet.v1.Controller/ImportResults',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.FromString,
                 _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Controller/Shutdown',
@@ -226,7 +236,21 @@ class ControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListResults(self, request, context):
+        """in pieces of some hundred rows
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResult(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportResults(self, request, context):
+        """all files, or none of them
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -315,10 +339,20 @@ def add_ControllerServicer_to_server(servicer, server):
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.RunBenchRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
             ),
-            'ListResults': grpc.unary_unary_rpc_method_handler(
+            'ListResults': grpc.unary_stream_rpc_method_handler(
                     servicer.ListResults,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.SerializeToString,
+            ),
+            'GetResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResult,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.GetResultRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ResultDetails.SerializeToString,
+            ),
+            'ImportResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportResults,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -754,12 +788,66 @@ class Controller:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/fleet.v1.Controller/ListResults',
             fleet__proto_dot_v1_dot_controller__pb2.ListResultsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.ListResultsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/GetResult',
+            fleet__proto_dot_v1_dot_controller__pb2.GetResultRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ResultDetails.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/ImportResults',
+            fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,7 +57,11 @@ class ControllerStub:
     """gathers facts, changes nothing"""
     Bench: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]
     """runs a plan's cells; how each ended arrives as HostEvent.json"""
-    ListResults: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]
+    ListResults: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]
+    """in pieces of some hundred rows"""
+    GetResult: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetResultRequest, _controller_pb2.ResultDetails]
+    ImportResults: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ImportResultsRequest, _controller_pb2.ImportResultsReply]
+    """all files, or none of them"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]
 
 @_typing.type_check_only
@@ -88,7 +92,11 @@ class ControllerAsyncStub(ControllerStub):
     """gathers facts, changes nothing"""
     Bench: _aio.UnaryStreamMultiCallable[_controller_pb2.RunBenchRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """runs a plan's cells; how each ended arrives as HostEvent.json"""
-    ListResults: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]  # type: ignore[assignment]
+    ListResults: _aio.UnaryStreamMultiCallable[_controller_pb2.ListResultsRequest, _controller_pb2.ListResultsReply]  # type: ignore[assignment]
+    """in pieces of some hundred rows"""
+    GetResult: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetResultRequest, _controller_pb2.ResultDetails]  # type: ignore[assignment]
+    ImportResults: _aio.UnaryUnaryMultiCallable[_controller_pb2.ImportResultsRequest, _controller_pb2.ImportResultsReply]  # type: ignore[assignment]
+    """all files, or none of them"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]  # type: ignore[assignment]
 
 class ControllerServicer(metaclass=_abc_1.ABCMeta):
@@ -212,7 +220,23 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _controller_pb2.ListResultsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_controller_pb2.ListResultsReply, _abc.Awaitable[_controller_pb2.ListResultsReply]]: ...
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.ListResultsReply], _abc.AsyncIterator[_controller_pb2.ListResultsReply]]:
+        """in pieces of some hundred rows"""
+
+    @_abc_1.abstractmethod
+    def GetResult(
+        self,
+        request: _controller_pb2.GetResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ResultDetails, _abc.Awaitable[_controller_pb2.ResultDetails]]: ...
+
+    @_abc_1.abstractmethod
+    def ImportResults(
+        self,
+        request: _controller_pb2.ImportResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ImportResultsReply, _abc.Awaitable[_controller_pb2.ImportResultsReply]]:
+        """all files, or none of them"""
 
     @_abc_1.abstractmethod
     def Shutdown(
