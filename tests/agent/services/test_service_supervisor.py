@@ -532,7 +532,7 @@ async def _rotated(layout: Layout) -> None:
 
 async def test_secrets_of_the_environment_are_in_no_log(layout: Layout, make_spec: MakeSpec) -> None:
     async with running(layout) as supervisor:
-        await supervisor.apply(make_spec(environment=(("LLAMA_API_KEY", "sesame"),)))
+        await supervisor.apply(make_spec(environment=(("LLAMA_WORD", "sesame"),)))
         status = await until(supervisor, ServiceState.READY)
         assert b"sesame" in Path(f"/proc/{pid_of(status)}/environ").read_bytes()
         assert "sesame" not in log_path(layout, "tiny").read_text()
