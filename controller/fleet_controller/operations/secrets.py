@@ -152,8 +152,11 @@ def _salt(state_dir: Path) -> bytes:
 
 
 async def deliver_api_key(context: FleetContext, host: Host, spec: ServiceSpec, reference: str) -> None:
-    """Puts the key of a service on its host. Raises OperationError where it is not the key of the plan any more."""
-    if spec.api_key is None:
+    """Puts the key of a service on its host. Raises OperationError where it is not the key of the plan any more.
+
+    Without a reference the service keeps the key that it has, which is on the host.
+    """
+    if spec.api_key is None or not reference:
         return
     key = resolve_api_key(reference)
     if api_key_secret(identify(key, context.settings.state_dir)) != spec.api_key.secret:

@@ -10,6 +10,7 @@ from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.hosts import Host
 
 HUB_TOKEN_SECRET = "hub-token"
+API_KEY_PREFIX = "api-key-"
 
 
 def secret_path(facts: HostFacts, name: str) -> str:
@@ -19,7 +20,7 @@ def secret_path(facts: HostFacts, name: str) -> str:
 
 def api_key_secret(key_id: str) -> str:
     """The name that a key has on every host; another key has another name, so that a server restarts for it."""
-    return f"api-key-{key_id}"
+    return f"{API_KEY_PREFIX}{key_id}"
 
 
 def api_key_of(backend: Backend, request: DeployRequest) -> ApiKey | None:

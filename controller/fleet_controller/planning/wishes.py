@@ -12,6 +12,7 @@ from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact, ResolvedModel
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.planning.candidates import backend_named
+from fleet_controller.planning.secrets import API_KEY_PREFIX
 
 CPU_SUFFIX = "+cpu"
 # Kept by their names in backend_options: what a user asks of a server, whichever backend it is.
@@ -21,7 +22,7 @@ KEPT_OPTIONS = (*EngineOptions.model_fields, "speculative")
 def options_json(request: DeployRequest) -> str:
     """The options that were asked for, as canonical JSON; "" where there is none.
 
-    The API key's reference is among them for the users of the endpoint; the next deploy does not keep it.
+    The API key's reference is among them: it tells the users of the endpoint where the key is.
     """
     values = {name: getattr(request, name) for name in (*KEPT_OPTIONS, "api_key")}
     asked = {name: value for name, value in values.items() if value not in ("", None)}
@@ -36,6 +37,17 @@ def kept_options(text: str) -> dict[str, object]:
         return {}
     known = document if isinstance(document, dict) else {}
     return {name: value for name, value in known.items() if name in KEPT_OPTIONS}
+
+
+def _kept_key(request: DeployRequest, spec: ServiceSpec) -> dict[str, object]:
+    """The key that the server asks for now: it is on the host, and its reference says where a person finds it."""
+    if request.api_key or spec.api_key is None:
+        return {}
+    try:
+        reference = json.loads(spec.backend_options).get("api_key", "")
+    except (ValueError, AttributeError):
+        return {}
+    return {"api_key": reference, "api_key_id": spec.api_key.secret.removeprefix(API_KEY_PREFIX)} if reference else {}
 
 
 def filled(request: DeployRequest, resolved: ResolvedModel, spec: ServiceSpec) -> DeployRequest:
@@ -60,6 +72,7 @@ def filled(request: DeployRequest, resolved: ResolvedModel, spec: ServiceSpec) -
     }
     if spec.backend_version.endswith(CPU_SUFFIX):
         update["backend_version"] = request.backend_version or spec.backend_version
+    update |= _kept_key(request, spec)
     for name, value in kept_options(spec.backend_options).items():
         if getattr(request, name) in ("", None):
             update[name] = value

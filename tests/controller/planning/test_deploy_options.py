@@ -236,6 +236,17 @@ def test_another_context_changes_nothing_but_the_context() -> None:
     assert (spec(second).bind_address, second.plan.quantization) == ("127.0.0.2", "Q4")
 
 
+def test_a_key_stays_with_the_address_that_needs_it() -> None:
+    key = {"api_key": "env:LAB_KEY", "api_key_id": "0123abcd"}
+    first = plan(bind_address="0.0.0.0", **key)
+    second = plan(GPU_HOST, (running(first),), flash_attention="on")
+    assert second.plan.reason == "flash_attention default -> on"
+    assert spec(second).api_key == spec(first).api_key is not None
+    assert spec(second).bind_address == "0.0.0.0"
+    other = plan(GPU_HOST, (running(second),), **{**key, "api_key_id": "ffff"})
+    assert other.plan.reason == "API key changed"
+
+
 def test_speculation_stays_off() -> None:
     overrides = BackendOverrides(speculative=("--speculative-config", "{}"))
     model = MODEL.model_copy(update={"overrides": (("vllm", overrides),)})
