@@ -237,7 +237,7 @@ def test_another_context_changes_nothing_but_the_context() -> None:
 
 
 def test_a_key_stays_with_the_address_that_needs_it() -> None:
-    key = {"api_key": "env:LAB_KEY", "api_key_id": "0123abcd"}
+    key: dict[str, Any] = {"api_key": "env:LAB_KEY", "api_key_id": "0123abcd"}
     first = plan(bind_address="0.0.0.0", **key)
     second = plan(GPU_HOST, (running(first),), flash_attention="on")
     assert second.plan.reason == "flash_attention default -> on"
