@@ -202,6 +202,7 @@ class BenchStep:
     measured_port: int = 0
     artifact_paths: tuple[str, ...] = ()
     repeats: int = 0
+    service_is_idle: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
 
 

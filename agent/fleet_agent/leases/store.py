@@ -82,6 +82,10 @@ class LeaseStore:
             self._path(owner).unlink(missing_ok=True)
         wake(self.wake_path)
 
+    def ring(self) -> None:
+        """Tell the agent to look at the leases again."""
+        wake(self.wake_path)
+
     def sweep(self) -> None:
         """Remove the files of leases that hold no more."""
         with contextlib.suppress(OSError), self._locked():

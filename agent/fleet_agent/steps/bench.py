@@ -239,7 +239,12 @@ class _Measurement:
                     marks.append((round(time.monotonic() - started, 4), line))
                     count = _COUNT.search(line)
                     total = int(count[2]) if count else None
-                    self._context.progress(int(count[1]) if count else 0, total, "tests", line.strip()[:120])
+                    self._context.progress(
+                        int(count[1]) if count else 0,
+                        total,
+                        "tests",
+                        line.partition(": ")[2].strip()[:120] or line.strip()[:120],
+                    )
             return False
 
         return heard

@@ -13,6 +13,7 @@ REFUSAL_CODES = frozenset(
     {
         "does-not-fit",
         "busy",
+        "leased",
         "too-many-services",
         "port-not-allowed",
         "device-busy",

@@ -145,6 +145,7 @@ class BenchStep(Frozen):
     measured_port: int = 0
     artifact_paths: tuple[str, ...] = ()
     repeats: int = 3
+    service_is_idle: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
 
 

@@ -1,184 +1,208 @@
-"""Measuring a deployed model with its engine's own tool. A row that was asked for and is missing is an error."""
+"""Running a bench's plan: all hosts at once, a host's cells in turn, each run a durable job of its agent.
+
+A run is named by its cell and its number. So the same command, after whatever died in the middle, joins what runs,
+takes in what has ended meanwhile, and repeats nothing that is kept.
+"""
 
 import json
-import time
-import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any
 
-from fleet_controller.backends import BACKENDS
-from fleet_controller.backends.base import BackendError, Benches, BenchOptions, BenchRow, Installation
+from fleet_controller.benchmarking.cells import (
+    PlannedCell,
+    device_samples_of,
+    results_of,
+    run_id,
+    run_of_result,
+)
+from fleet_controller.benchmarking.parsers import BenchOutputError
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.benches import CellAction
 from fleet_controller.domain.events import HostEvent
-from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.services import ServiceSpec, ServiceStatus
-from fleet_controller.domain.steps import JobSpec, RunToolStep
+from fleet_controller.domain.jobs import JobState, JobStatus
+from fleet_controller.domain.steps import JobSpec
 from fleet_controller.fanout import merged
+from fleet_controller.operations.bench_plan import load_bench_plan
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.jobs import run_job
+from fleet_controller.operations.jobs import follow_job, is_attempt_of, run_job
 from fleet_controller.operations.problems import OperationError, problem_of
-from fleet_controller.planning.devices import busy_text, foreign_processes
-from fleet_controller.results.columns import Metric, Result, Run
+from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.store import save_results
+from fleet_controller.transport.errors import TransportError
 from fleet_inventory.hosts import Host
 
-TEST_KINDS = {"prefill": Metric.PREFILL, "decode": Metric.DECODE}
-MODEL_OPTION = "--model"
+SHOWN_METRICS = (Metric.PREFILL, Metric.DECODE, Metric.ENERGY)
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    model: str
-    pattern: str
-    prompt_tokens: int
-    generation_tokens: int
-    repetitions: int
-
-    @property
-    def options(self) -> BenchOptions:
-        return BenchOptions(
-            prompt_tokens=self.prompt_tokens,
-            generation_tokens=self.generation_tokens,
-            repetitions=self.repetitions,
-        )
+class CellVoid(OperationError):
+    """Every run of a cell was disturbed."""
 
 
-async def bench(context: FleetContext, request: BenchRequest) -> AsyncGenerator[HostEvent]:
-    """Measure on each host that serves the model; rows are kept, and come as json of the host's last event."""
-    hosts = context.select(request.pattern)
-    async for event in merged([_on_host(context, host, request) for host in hosts]):
+async def bench(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEvent]:
+    """Run the plan's cells; each host ends with one `done` event that says how every cell of it came out.
+
+    Leaving detaches: in a resident controller the work goes on, and the same plan joins it again.
+    """
+    plan = load_bench_plan(context, plan_id)
+    hosts = context.inventory().hosts
+    by_host: dict[str, list[PlannedCell]] = {}
+    for cell in plan.cells:
+        if cell.shown.action is CellAction.RUN:
+            by_host.setdefault(cell.shown.host, []).append(cell)
+    streams = [_on_host(context, hosts.get(name), name, cells, plan_id) for name, cells in by_host.items()]
+    async for event in merged(streams):
         yield event
 
 
-async def _on_host(context: FleetContext, host: Host, request: BenchRequest) -> AsyncGenerator[HostEvent]:
-    found: list[dict[str, Any]] = []
-    try:
-        async with context.pool.client(host) as agent:
-            facts = await agent.facts()
-            services = await agent.list_services()
-        spec = _service(services, request.model)
-        _refuse_busy(facts)
-        job = bench_job(spec, request.options, uuid.uuid4().hex[:12])
-        async for event in run_job(context, host, job, found):
+async def _on_host(
+    context: FleetContext, host: Host | None, name: str, cells: list[PlannedCell], plan_id: str
+) -> AsyncGenerator[HostEvent]:
+    if host is None:
+        gone = Problem(code="no-such-host", message="the host is no longer in hosts.yaml", remedy="repeat the command")
+        yield HostEvent(host=name, stage="bench", done=True, problem=gone)
+        return
+    async for event in context.running.join((name, "bench", plan_id), plan_id, lambda: _cells(context, host, cells)):
+        yield event
+
+
+async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) -> AsyncGenerator[HostEvent]:
+    """One cell that fails costs the others nothing; one lost host costs all that are left."""
+    outcomes: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    for number, cell in enumerate(cells, start=1):
+        results: list[Result] = []
+        problem: Problem | None = None
+        try:
+            async for event in _cell(context, host, cell, results):
+                place = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
+                yield event.model_copy(update={"message": f"{place}{event.message}"})
+        except Exception as error:
+            problem = problem_of(error)
+            problems.append(problem)
+            yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}: {problem.message}")
+            if isinstance(error, TransportError):
+                outcomes.append(_outcome(cell, results, problem))
+                break
+        outcomes.append(_outcome(cell, results, problem))
+    yield _end(host, outcomes, problems)
+
+
+async def _cell(context: FleetContext, host: Host, cell: PlannedCell, kept: list[Result]) -> AsyncGenerator[HostEvent]:
+    for position, ordinal in enumerate(cell.ordinals, start=1):
+        which = f" (run {position} of {len(cell.ordinals)})" if len(cell.ordinals) > 1 else ""
+        yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}{which}")
+        async for event in _run(context, host, cell, ordinal, kept):
             yield event
-        output = str(found[-1].get("stdout", "")) if found else ""
-        rows = _parsed(spec, output, request.options)
-        finished = int(time.time() * 1000)
-        results = [_result(host, facts, spec, job, row, request, finished) for row in rows]
-        run = Run(run_id=job.job_id, host=host.name, job_id=job.job_id, stdout=output, finished_unix_ms=finished)
-        save_results(context.database, results, run)
-        yield _measured(host, results)
-    except Exception as error:
-        yield HostEvent(host=host.name, stage="bench", done=True, problem=problem_of(error))
+        figures = [result for result in kept if result.run_id == run_id(cell.shown.cell_id, ordinal)]
+        yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}{which}: {_text(figures)}")
 
 
-def _service(services: tuple[ServiceStatus, ...], model: str) -> ServiceSpec:
-    spec = next((status.spec for status in services if status.spec.name == model), None)
-    if spec is None:
-        there_is = ", ".join(status.spec.name for status in services) or "nothing"
-        raise OperationError("not-deployed", f"{model} is not deployed here ({there_is} is)", f"fleet deploy {model}")
-    return spec
+async def _run(
+    context: FleetContext, host: Host, cell: PlannedCell, ordinal: int, kept: list[Result]
+) -> AsyncGenerator[HostEvent]:
+    """One run: the job under way is joined, one that ended well is taken in, else it is started (again)."""
+    job = cell.job(ordinal)
+    async with context.pool.client(host) as agent:
+        known = await agent.list_jobs()
+    ended = _ended_well(known, job)
+    if ended is not None:
+        found: list[dict[str, Any]] = []
+        async for event in follow_job(context, host, ended.job_id, job.steps, found):
+            if event.done_units is None:
+                yield event
+        try:
+            kept += _keep(context, cell, ended.job_id, ordinal, _measured(found))
+            return
+        except (BenchOutputError, CellVoid):  # what an earlier command got is of no use: measure
+            pass
+    answers: list[dict[str, Any]] = []
+    async for event in run_job(context, host, job, answers):
+        yield event
+    async with context.pool.client(host) as agent:
+        last = [status.job_id for status in await agent.list_jobs() if is_attempt_of(status.job_id, job.job_id)]
+    kept += _keep(context, cell, last[-1] if last else job.job_id, ordinal, _measured(answers))
 
 
-def _refuse_busy(facts: HostFacts) -> None:
-    """A number measured beside someone else's work says nothing."""
-    for gpu in facts.gpus:
-        foreign = foreign_processes((gpu,))
-        if foreign:
-            who = busy_text(foreign[0], facts.taken_unix_ms)
-            raise OperationError("busy", f"GPU {gpu.index} is {who}", "wait until it has ended, then repeat")
+def _ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
+    attempts = [status for status in known if is_attempt_of(status.job_id, job.job_id)]
+    if any(not status.state.final for status in attempts):
+        return None
+    succeeded = [status for status in attempts if status.state is JobState.SUCCEEDED]
+    return succeeded[-1] if succeeded else None
 
 
-def bench_job(spec: ServiceSpec, options: BenchOptions, run: str) -> JobSpec:
-    """The job that measures what a service serves, with the same engine, files and environment."""
-    backend = BACKENDS.get(spec.backend)
-    if backend is None or not isinstance(backend, Benches):
-        raise OperationError("no-bench", f"{spec.backend} has no benchmark of its own")
-    installation = Installation(backend=spec.backend, version=spec.backend_version, install_key=spec.tool.install_key)
-    step = backend.bench_step(installation, model_path(spec), options)
-    return JobSpec(
-        job_id=f"bench-{spec.name[:80]}-{run}",
-        title=f"bench {spec.name} {spec.quantization}".strip(),
-        steps=(step,),
-        environment=spec.environment,
-    )
+def _measured(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result of the step that measured. Raises BenchOutputError where there is none."""
+    for position in range(len(answers) - 1, -1, -1):
+        if "outcome" in answers[position]:
+            return answers[position]
+    raise BenchOutputError("bench-incomplete", "the job ended without a measurement")
 
 
-def model_path(spec: ServiceSpec) -> str:
-    """The file or folder that a service serves, as its command line names it."""
-    for option, value in zip(spec.arguments, spec.arguments[1:], strict=False):
-        if option == MODEL_OPTION:
-            return value
-    raise OperationError("no-model-path", f"the command line of {spec.name} names no model", "deploy it again")
+def _keep(context: FleetContext, cell: PlannedCell, job_id: str, ordinal: int, result: dict[str, Any]) -> list[Result]:
+    """The rows, on disk when this returns: all of them or none. A void cell is kept as such, and raises CellVoid."""
+    run = run_id(cell.shown.cell_id, ordinal)
+    void = result["outcome"] == "contaminated"
+    if void:
+        run = f"{job_id}-void"
+    results = results_of(cell, job_id, run, result)
+    save_results(context.database, results, run_of_result(cell, job_id, run, result), device_samples_of(run, result))
+    if void:
+        times = len(result.get("void_runs", ()))
+        message = f"contaminated: all {times} runs were disturbed; the last one: {result.get('cause')}"
+        raise CellVoid("contaminated", message, "repeat it when the host is quiet; --when-idle waits for that")
+    return results
 
 
-def _parsed(spec: ServiceSpec, output: str, options: BenchOptions) -> tuple[BenchRow, ...]:
-    backend = BACKENDS[spec.backend]
-    assert isinstance(backend, Benches)
-    try:
-        return backend.parse_bench(output, options)
-    except (BackendError, ValueError, KeyError) as error:
-        raise OperationError(
-            getattr(error, "code", "bench-output"), str(error) or "the benchmark's output is not understood"
-        ) from error
+def _name(cell: PlannedCell) -> str:
+    shown = cell.shown
+    return " ".join(part for part in (shown.model, shown.quantization, shown.backend, shown.client) if part)
 
 
-def _result(
-    host: Host,
-    facts: HostFacts,
-    spec: ServiceSpec,
-    job: JobSpec,
-    row: BenchRow,
-    request: BenchRequest,
-    finished_unix_ms: int,
-) -> Result:
-    step = job.steps[0].run_tool
-    assert step is not None
-    return Result(
-        run_id=job.job_id,
-        job_id=job.job_id,
-        host=host.name,
-        model=spec.name,
-        quantization=spec.quantization,
-        backend=spec.backend,
-        backend_version=spec.backend_version,
-        artifact=model_path(spec),
-        client=client_name(step),
-        test_kind=TEST_KINDS[row.kind],
-        depth=row.depth_tokens,
-        prompt_tokens=row.tokens if row.kind == "prefill" else 0,
-        generation_tokens=row.tokens if row.kind == "decode" else 0,
-        repetitions=request.repetitions,
-        mean=row.mean_tokens_per_second,
-        deviation=row.deviation_tokens_per_second,
-        samples=row.samples_tokens_per_second,
-        chip=chip_name(facts),
-        driver_version=(facts.nvidia.driver_version or "") if facts.nvidia else "",
-        power_limit_watts=facts.gpus[0].power_limit_watts if facts.gpus else None,
-        os_name=facts.system.os_name,
-        flags=json.dumps(step.arguments),
-        finished_unix_ms=finished_unix_ms,
-    )
+def _text(results: list[Result]) -> str:
+    figures = [result for result in results if result.test_kind in SHOWN_METRICS and result.mean is not None]
+    return ", ".join(f"{result.test} {_figure(result)} {result.unit}" for result in figures)
 
 
-def client_name(step: RunToolStep) -> str:
-    """The tool that measures: "llama-bench", "mlx_lm.benchmark"."""
-    if "-m" in step.arguments and "python" in step.tool.name:
-        return step.arguments[step.arguments.index("-m") + 1]
-    return step.tool.name.rsplit("/", 1)[-1]
+def _figure(result: Result) -> str:
+    mean = result.mean or 0.0
+    digits = 1 if mean >= 10 else 2
+    deviation = f" ± {result.deviation:,.{digits}f}" if result.deviation is not None else ""
+    return f"{mean:,.{digits}f}{deviation}"
 
 
-def chip_name(facts: HostFacts) -> str:
-    if facts.gpus:
-        return facts.gpus[0].name
-    if facts.apple is not None and facts.apple.chip:
-        return facts.apple.chip
-    return facts.cpu.model
+def _outcome(cell: PlannedCell, results: list[Result], problem: Problem | None) -> dict[str, Any]:
+    shown = cell.shown
+    rows = [
+        {**result.model_dump(mode="json", exclude={"tool_fields"}), "test": result.test, "unit": result.unit}
+        for result in results
+        if result.status is Status.MEASURED
+    ]
+    return {
+        "cell_id": shown.cell_id,
+        "model": shown.model,
+        "quantization": shown.quantization,
+        "backend": shown.backend,
+        "backend_version": shown.backend_version,
+        "client": shown.client,
+        "state": "measured" if problem is None else "contaminated" if problem.code == "contaminated" else "failed",
+        "problem": problem.model_dump(mode="json") if problem is not None else None,
+        "foreign": shown.foreign,
+        "rows": rows,
+    }
 
 
-def _measured(host: Host, results: list[Result]) -> HostEvent:
-    text = ", ".join(f"{result.test} {result.mean:.1f} tokens/s" for result in results)
-    rows = [result.model_dump(mode="json") for result in results]
+def _end(host: Host, outcomes: list[dict[str, Any]], problems: list[Problem]) -> HostEvent:
+    measured = sum(outcome["state"] == "measured" for outcome in outcomes)
+    problem = problems[0] if problems else None
+    if problem is not None and len(outcomes) > 1:
+        message = f"{len(problems)} of {len(outcomes)} cells were not measured; the first: {problem.message}"
+        problem = problem.model_copy(update={"message": message})
     return HostEvent(
-        host=host.name, stage="bench", message=text, done=True, changed=False, result_json=json.dumps({"rows": rows})
+        host=host.name,
+        stage="bench",
+        message=f"{measured} of {len(outcomes)} cells measured",
+        done=True,
+        problem=problem,
+        result_json=json.dumps({"cells": outcomes}),
     )

@@ -10,6 +10,7 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import PlannedCommand
 from fleet_controller.domain.services import ServiceSpec, ToolRun
 from fleet_controller.domain.steps import (
+    BenchStep,
     ChatProbeStep,
     CmakeBuildStep,
     GitCheckoutStep,
@@ -119,10 +120,26 @@ def _step(facts: HostFacts, step: Step) -> Iterator[PlannedCommand]:
     elif step.run_tool:
         argv = (tool_path(facts, step.run_tool.tool), *step.run_tool.arguments)
         yield PlannedCommand(purpose="run", argv=argv, environment=step.run_tool.environment)
+    elif step.bench:
+        yield from _bench(facts, step.bench)
     elif step.health_probe:
         yield PlannedCommand(purpose="health probe", description=f"GET {step.health_probe.url}")
     elif step.chat_probe:
         yield _chat_probe(step.chat_probe)
+
+
+def _bench(facts: HostFacts, step: BenchStep) -> Iterator[PlannedCommand]:
+    """Words in braces are filled in by the agent: a free port, a text that it serves, files of the job."""
+    if step.server is not None:
+        argv = (tool_path(facts, step.server.tool), *step.server.arguments)
+        text = "a server for this measurement only, ended after it"
+        yield PlannedCommand(purpose="serve", argv=argv, environment=step.server.environment, description=text)
+    program = tool_path(facts, step.tool)
+    if step.warmup_arguments:
+        text = f"until two runs take the same time, {step.warmup_limit} at most"
+        argv = (program, *step.warmup_arguments)
+        yield PlannedCommand(purpose="warm-up", argv=argv, environment=step.environment, description=text)
+    yield PlannedCommand(purpose="measure", argv=(program, *step.arguments), environment=step.environment)
 
 
 def agent_python(facts: HostFacts) -> str:

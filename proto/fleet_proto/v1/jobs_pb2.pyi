@@ -552,9 +552,10 @@ class BenchStep(_message.Message):
     MEASURED_PORT_FIELD_NUMBER: _builtins.int
     ARTIFACT_PATHS_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
+    SERVICE_IS_IDLE_FIELD_NUMBER: _builtins.int
     SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
     stall_seconds: _builtins.float
-    """no output and no CPU time for that long = stalled; 0 = no stall timer"""
+    """no output for that long = stalled; 0 = no stall timer"""
     warmup_limit: _builtins.int
     """runs of it at most"""
     mark: _builtins.str
@@ -567,6 +568,8 @@ class BenchStep(_message.Message):
     """port of a server that is measured and is not ours; 0 = none"""
     repeats: _builtins.int
     """of a contaminated run, at most"""
+    service_is_idle: _builtins.bool
+    """`service` only lies beside: its work would be contamination"""
     @_builtins.property
     def tool(self) -> Global___ToolRef: ...
     @_builtins.property
@@ -610,11 +613,12 @@ class BenchStep(_message.Message):
         measured_port: _builtins.int = ...,
         artifact_paths: _abc.Iterable[_builtins.str] | None = ...,
         repeats: _builtins.int = ...,
+        service_is_idle: _builtins.bool = ...,
         secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "tool", b"tool", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "secret_environment", b"secret_environment", "server", b"server", "service", b"service", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "secret_environment", b"secret_environment", "server", b"server", "service", b"service", "service_is_idle", b"service_is_idle", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
