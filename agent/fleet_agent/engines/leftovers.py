@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from fleet_agent.engines.sizes import disk_use
+from fleet_agent.engines.sizes import disk_use, install_files
 from fleet_agent.engines.uses import Uses
 from fleet_agent.file_lock import try_file_lock
 from fleet_agent.layout import Layout
@@ -99,7 +99,7 @@ def _locks(layout: Layout, uses: Uses) -> Iterator[Leftover]:
 def _linked_sources(layout: Layout) -> dict[str, tuple[str, ...]]:
     """Sources whose binaries an install only links to, with the keys of those installs."""
     found: dict[str, tuple[str, ...]] = {}
-    for file in layout.engines_dir.glob("*/install.json"):
+    for file in install_files(layout.engines_dir):
         try:
             adopted = Path(str(json.loads(file.read_text(encoding="utf-8")).get("adopted_path") or "/"))
         except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a folder takes on the disk.
+"""Which installs there are, and what a folder takes on the disk.
 
 Counted are the bytes that the file system allocated (512 x st_blocks), each inode once. uv links files from its cache
 into an environment where it can: such a file counts for the environment, and frees nothing when the environment goes.
@@ -37,6 +37,12 @@ def disk_use(path: Path) -> DiskUse:
         links_outside[inode] = links_outside.get(inode, links) - 1
     shared = sum(size for inode, size in allocated.items() if links_outside[inode] > 0)
     return DiskUse(sum(allocated.values()), shared)
+
+
+def install_files(engines_dir: Path) -> list[Path]:
+    """install.json of every whole install; what is being built or removed may hold one too, and is none."""
+    found = sorted(engines_dir.glob("*/install.json"))
+    return [file for file in found if not file.parent.name.endswith((".tmp", ".build"))]
 
 
 def _below(path: Path) -> Iterator[tuple[os.stat_result, bool]]:

@@ -8,12 +8,12 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fleet_agent.engines.leftovers import Leftover, LeftoverKind, find_leftovers, lock_path, measured
-from fleet_agent.engines.sizes import DiskUse, disk_use
+from fleet_agent.engines.sizes import DiskUse, disk_use, install_files
 from fleet_agent.engines.uses import Uses
 from fleet_agent.file_lock import try_file_lock
 from fleet_agent.layout import Layout
@@ -50,14 +50,9 @@ class EngineStore:
 
     def survey(self, uses: Uses) -> tuple[tuple[InstallUse, ...], tuple[Leftover, ...]]:
         """Installs and leftovers with their sizes. Reads every folder: call it in a thread."""
-        installs = tuple(self._install(file.parent, uses) for file in self._install_files())
+        installs = tuple(self._install(file.parent, uses) for file in install_files(self._layout.engines_dir))
         leftovers = tuple(measured(self._layout, one) for one in find_leftovers(self._layout, uses))
         return installs, leftovers
-
-    def _install_files(self) -> Iterator[Path]:
-        for file in sorted(self._layout.engines_dir.glob("*/install.json")):
-            if not file.parent.name.endswith((".tmp", ".build")):
-                yield file
 
     def _install(self, folder: Path, uses: Uses) -> InstallUse:
         key = folder.name

@@ -14,6 +14,7 @@ from typing import Any
 
 from fleet_agent.configuration import find_host_tool, tool_folders
 from fleet_agent.engines.served import served_unix_ms
+from fleet_agent.engines.sizes import install_files
 from fleet_agent.probes.model import EngineFacts, ProbeContext
 from fleet_agent.probes.reading import read_text, version_text
 
@@ -32,7 +33,7 @@ def read(context: ProbeContext) -> tuple[EngineFacts, ...]:
 
 def _managed(engines_dir: Path) -> list[EngineFacts]:
     found = []
-    for file in sorted(engines_dir.glob("*/install.json")):
+    for file in install_files(engines_dir):
         facts = parse_install(file.parent, read_text(file) or "")
         if facts is not None:
             found.append(facts)

@@ -26,6 +26,9 @@ from fleet_controller.planning.service import same_service
 from fleet_controller.transport.errors import TransportError
 from fleet_inventory.hosts import Host
 
+# Somebody else stopped or deployed the service meanwhile: that is what they want now, and no reason to go back.
+TAKEN_OVER = frozenset({"replaced", "stopped"})
+
 
 @dataclass
 class _Done:
@@ -46,7 +49,8 @@ async def change_host(
         gone = Problem(code="no-such-host", message="the host is no longer in hosts.yaml", remedy="repeat the command")
         yield HostEvent(host=planned.plan.host, done=True, problem=gone)
         return
-    key, digest = (host.name, "engines"), planned.model_dump_json()
+    # By what was asked for: the plan of a repeated command is made while the first one is under way.
+    key, digest = (host.name, "engines"), request.model_dump_json(exclude={"pattern"})
     running = context.running.digest_of(key)
     if running is not None and running != digest:
         message = "another change of this host's engines is under way in this controller"
@@ -120,6 +124,9 @@ async def _move(context: FleetContext, host: Host, move: Move) -> AsyncGenerator
         async for event in _prove(context, host, state.facts, move):
             yield event
     except (OperationError, TransportError) as error:
+        if problem_of(error).code in TAKEN_OVER:
+            end(context, state.facts.machine_id, name)
+            raise
         text = f"{name} does not run on {move.new.backend} {move.new.backend_version}: {problem_of(error).message}"
         yield HostEvent(host=host.name, stage="back", message=text)
         async for event in _go_back(context, host, move, text):
@@ -129,6 +136,7 @@ async def _move(context: FleetContext, host: Host, move: Move) -> AsyncGenerator
             "upgrade-failed",
             f"{text}; it runs on {move.old.backend_version} again",
             f"`fleet logs {name} --hosts {host.name}` has what the new version printed; both versions stay installed",
+            tail=problem_of(error).tail,
         ) from error
     end(context, state.facts.machine_id, name)
 

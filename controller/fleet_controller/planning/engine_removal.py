@@ -67,7 +67,9 @@ def plan_collection(host_name: str, state: EngineState, request: EnginesRequest)
     ours = [one for one in state.facts.engines if one.managed and request.backend in ("", one.backend)]
     for engine in sorted(ours, key=lambda one: (one.backend, one.install_key)):
         family = [one for one in ours if one.backend == engine.backend]
-        why = _reason_to_keep(engine, family, state.use_of(engine.install_key), max(request.keep, 1))
+        why = _way_back(engine, state) or _reason_to_keep(
+            engine, family, state.use_of(engine.install_key), max(request.keep, 1)
+        )
         if why:
             version = engine.version or ""
             kept.append(EngineKept(install_key=engine.install_key, backend=engine.backend, version=version, reason=why))
@@ -84,6 +86,12 @@ def plan_collection(host_name: str, state: EngineState, request: EnginesRequest)
         kept=tuple(kept),
         leftovers=leftovers,
     )
+
+
+def _way_back(engine: EngineFacts, state: EngineState) -> str:
+    """A service that was moved off it, and has not proven yet that it can stay away."""
+    names = [move.new.name for move in state.unfinished if move.old.tool.install_key == engine.install_key]
+    return f"{', '.join(names)} may have to go back to it" if names else ""
 
 
 def _reason_to_keep(engine: EngineFacts, family: list[EngineFacts], use: InstallUse, keep: int) -> str:

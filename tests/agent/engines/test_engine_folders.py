@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_agent.configuration import AgentConfiguration
 from fleet_agent.engines.leftovers import LeftoverKind, lock_path
 from fleet_agent.engines.served import note_ready, served_unix_ms
 from fleet_agent.engines.sizes import DiskUse, disk_use
@@ -16,6 +17,8 @@ from fleet_agent.file_lock import file_lock, try_file_lock
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import CmakeBuildStep, GitCheckoutStep, JobSpec, RunToolStep, Step, ToolRef
 from fleet_agent.layout import Layout
+from fleet_agent.probes.engines import read
+from fleet_agent.probes.model import ProbeContext
 from fleet_agent.problem import ProblemError
 from fleet_agent.services.journal import ServiceRecord
 from fleet_agent.services.model import DesiredState, ServiceSpec, ServiceState, ToolReference
@@ -189,6 +192,7 @@ def test_a_deletion_that_was_cut_off_is_a_leftover(layout: Layout) -> None:
     store(layout).set_aside(KEY)  # and the agent dies before delete()
     installs, [rest] = store(layout).survey(Uses())
     assert installs == ()
+    assert [engine for engine in read(ProbeContext(layout, AgentConfiguration())) if engine.managed] == []
     assert rest.kind is LeftoverKind.UNFINISHED
     assert rest.size_bytes >= 200_000
 

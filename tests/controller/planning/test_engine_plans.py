@@ -174,6 +174,13 @@ def test_gc_keeps_the_old_one_while_the_new_one_never_served() -> None:
     assert set(kept) == {"old", "new"}
 
 
+def test_gc_keeps_what_a_cut_off_upgrade_may_have_to_go_back_to() -> None:
+    move = Move(old=service("old").spec, new=service("new").spec)
+    removed, kept = collected(engine("old", 1, 1), engine("new", 2, 2), unfinished=(move,))
+    assert removed == []
+    assert kept["old"] == "tiny may have to go back to it"
+
+
 def test_gc_keeps_so_many_that_served() -> None:
     assert collected(engine("a", 1, 1), engine("b", 2, 2), engine("c", 3, 3), keep=2)[0] == ["a"]
     assert collected(engine("a", 1, 1), engine("b", 2, 2), keep=0)[0] == ["a"]
