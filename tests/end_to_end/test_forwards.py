@@ -2,10 +2,12 @@
 
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -34,10 +36,12 @@ def served(lab: Lab) -> Iterator[Lab]:
     lab.cli.ok("forward", "--stop", "--all")
 
 
-def ask(base_url: str) -> str:
+def ask(base_url: str, key: str = "") -> str:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "?"}], "max_tokens": 16, "temperature": 0}
     request = urllib.request.Request(
-        f"{base_url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{base_url}/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         return str(json.load(answer)["choices"][0]["message"]["content"]).strip()
@@ -143,6 +147,35 @@ def test_a_port_that_is_taken_is_wrong_usage_or_passed_over(served: Lab) -> None
     other = served.cli.run("forward", MODEL, "--hosts", "gpu1", "--port", "18999")
     assert other.code == 2
     assert "forwarded already" in other.errors
+
+
+def test_a_server_on_its_hosts_network_is_an_endpoint_by_itself_and_its_key_stays_where_it_is(served: Lab) -> None:
+    cli, key = served.cli, secrets.token_hex(24)
+    cli.ok(
+        *served.deploy_arguments(f"lab/{MODEL}", "gpu1", "--bind", "0.0.0.0", "--api-key", "env:LAB_KEY"), LAB_KEY=key
+    )
+    address = f"http://{served.fleet.hosts['gpu1'].address}:{served.ready('gpu1', MODEL)['spec']['port']}/v1"
+    direct = cli.ok("forward", MODEL, "--hosts", "gpu1")
+    assert direct.output.strip() == address
+    assert "needs no forward" in direct.errors
+    assert forwards(served) == []
+
+    [found] = cli.ok("endpoints", "--hosts", "gpu1", "--json").document["endpoints"]
+    assert (found["base_url"], found["via"]) == (address, "network")
+    assert (found["needs_key"], found["key_reference"]) == (True, "env:LAB_KEY")
+    [entry] = yaml.safe_load(cli.ok("endpoints", "--hosts", "gpu1", "--format", "litellm").output)["model_list"]
+    assert entry["litellm_params"]["api_key"] == "os.environ/LAB_KEY"
+
+    lines = cli.ok("endpoints", MODEL, "--hosts", "gpu1", "--format", "openai-env").output
+    assert key not in lines
+    script = f'{lines}printf "%s %s" "$OPENAI_BASE_URL" "$OPENAI_API_KEY"'
+    shell = subprocess.run(
+        ["sh", "-ec", script], capture_output=True, text=True, check=True, env={"LAB_KEY": key, "PATH": "/usr/bin:/bin"}
+    )
+    base_url, told = shell.stdout.split()
+    assert ask(base_url, told) == ANSWER
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        ask(base_url)
 
 
 def test_servers_of_others_are_shown_and_never_stopped(served: Lab) -> None:
