@@ -51,8 +51,8 @@ class Identity(Frozen):
 
     @property
     def cell_id(self) -> str:
-        """16 hex digits. The suite's name is no part of it, since the same tests are the same tests; neither is a version,
-        which the install's key says better: adopted binaries tell theirs only once they have run."""
+        """16 hex digits. The suite's name is no part of it, since the same tests are the same tests; neither are
+        versions, which the install's key says better: adopted binaries tell theirs only once they have run."""
         left_out = {"suite", "backend_version", "client_version"}
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:CELL_HEX_DIGITS]

@@ -1,5 +1,6 @@
 """What `fleet deploy` does: plan, show, ask, run, and say where the model answers."""
 
+import asyncio
 import sys
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -15,6 +16,7 @@ from fleet_controller.cli.plan_view import print_plan
 from fleet_proto.v1 import controller_pb2
 
 TO_RUN = (controller_pb2.PLAN_ACTION_START, controller_pb2.PLAN_ACTION_REPLACE)
+LEASE_POLL_SECONDS = 2.0
 RESULT_COLUMNS = ("HOST", "ENDPOINT", "MODEL", "TOOK", "ANSWER")
 
 
@@ -41,6 +43,7 @@ class DeployOptions:
     vision: bool | None
     service_name: str
     offline_folder: str
+    wait: bool
     dry_run: bool
     yes: bool
     as_json: bool
@@ -67,7 +70,7 @@ def _demand_reference(api_key: str) -> None:
 
 async def _deploy(options: DeployOptions) -> None:
     async with connected_controller() as controller:
-        plan = await controller.PlanDeploy(_request(options))
+        plan = await _plan(controller, options)
         shown = sys.stderr if options.as_json else sys.stdout
         if not (options.dry_run and options.as_json):
             print_plan(plan, with_commands=options.dry_run, stream=shown)
@@ -84,6 +87,20 @@ async def _deploy(options: DeployOptions) -> None:
     elif not options.dry_run:
         _print_outcome(plan, finished, shown)
     _leave(plan, finished)
+
+
+async def _plan(controller: Any, options: DeployOptions) -> controller_pb2.DeployPlan:
+    """With --wait, the first plan that no bench stands in the way of."""
+    request, said = _request(options), ""
+    while True:
+        plan: controller_pb2.DeployPlan = await controller.PlanDeploy(request)
+        leased = [f"{host.host}: {host.problem.message}" for host in plan.hosts if host.problem.code == "leased"]
+        if not leased or not options.wait or options.dry_run:
+            return plan
+        if "; ".join(leased) != said:
+            said = "; ".join(leased)
+            print(f"waiting: {said}", file=sys.stderr)
+        await asyncio.sleep(LEASE_POLL_SECONDS)
 
 
 def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:

@@ -372,7 +372,7 @@ def _as_if_free(case: _Case) -> HostFacts:
     returned = sum(status.resident_bytes or 0 for status in stopped)
     available = facts.memory.available_bytes
     memory = facts.memory.model_copy(update={"available_bytes": None if available is None else available + returned})
-    return facts.model_copy(update={"gpus": tuple(gpus), "memory": memory})
+    return facts.model_copy(update={"gpus": tuple(gpus), "memory": memory, "leases": ()})  # benches wait for each other
 
 
 def _in_the_way(case: _Case, gpu_indices: tuple[int, ...], measured: str = "") -> list[str]:

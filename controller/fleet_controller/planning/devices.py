@@ -1,6 +1,6 @@
 """Which memory a service may use on a host, how much of it is free, and who else is on the device."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from fleet_controller.domain.base import Frozen
@@ -60,6 +60,15 @@ def busy_text(process: GpuProcess, taken_unix_ms: int) -> str:
         same_day = started.date() == datetime.fromtimestamp(taken_unix_ms / 1000, UTC).date()
         amount += f" since {started:%H:%M} UTC" if same_day else f" since {started:%Y-%m-%d %H:%M} UTC"
     return "busy: " + ", ".join([*parts, amount])
+
+
+def refuse_leased(facts: HostFacts, gpu_indices: Sequence[int]) -> None:
+    """Raises PlanProblem "leased" where a bench has these devices for itself; naming none means the whole host."""
+    for lease in facts.leases:
+        if not gpu_indices or not lease.gpu_indices or set(gpu_indices) & set(lease.gpu_indices):
+            since = datetime.fromtimestamp(lease.since_unix_ms / 1000, UTC)
+            message = f"busy: {lease.title} since {since:%H:%M} UTC"
+            raise PlanProblem("leased", message, "wait until it has ended: --wait does", refused=True)
 
 
 def memory_pool(

@@ -11,7 +11,7 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, backend_as_asked, backend_named, choose
-from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, visible_gpus
+from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
@@ -176,6 +176,7 @@ def _decide(
     backend, gpus = backends[choice.backend], used[choice.backend]
     if check_busy:
         if not _joins_server(backend, services):
+            refuse_leased(facts, tuple(gpu.index for gpu in gpus))
             _refuse_busy(facts, gpus)
         _refuse_too_many(host, services, running)
     installation = with_flags(facts, choose_installation(facts, backend, gpus, request, resolved, running))
