@@ -18,7 +18,7 @@ from fleet_controller.cli.output import print_json
 from fleet_controller.domain.services import ServiceState, ServiceStatus
 from fleet_controller.endpoints.addresses import LOCAL_TRANSPORT, address_on_host, leads_to, ways_to
 from fleet_controller.endpoints.reach import ask
-from fleet_controller.forwarding.causes import FORBIDDEN, HOST_KEY, LOGIN_REFUSED, PORT_TAKEN, cause_of, remedy_of
+from fleet_controller.forwarding.causes import FINAL_CODES, FORBIDDEN, cause_of, remedy_of
 from fleet_controller.forwarding.manage import (
     forwards_lock,
     free_port,
@@ -43,7 +43,6 @@ from fleet_inventory.base import InventoryError
 from fleet_inventory.hosts import Host, load_inventory
 
 UP_SECONDS = 30.0
-MUST_BE_MENDED = (LOGIN_REFUSED, HOST_KEY, PORT_TAKEN, FORBIDDEN)
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ async def _first_answer(forward: Forward, target: Target) -> bool | str:
 def _give_up(folder: Path, host: Host, forward: Forward, code: str, message: str) -> NoReturn:
     """A host that does not answer is no reason to stop trying: only what a person must mend is."""
     remedy = remedy_of(code, host.name, shlex.join(login_command(host)))
-    if code in MUST_BE_MENDED or not forward.is_kept_up:
+    if code in FINAL_CODES or not forward.is_kept_up:
         with forwards_lock(folder):
             stop_forward(folder, forward)
         raise CommandFailure(f"{forward.name} is not forwarded: {message}", remedy)

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cause:
-    """`final`: trying again changes nothing until a person did something."""
-
     code: str
     message: str
-    final: bool = False
 
 
 LOGIN_REFUSED = "login-refused"
@@ -21,19 +18,20 @@ BAD_CONFIG = "bad-ssh-config"
 NO_SSH = "no-ssh"
 UNREACHABLE = "unreachable"
 ENDED = "ended"
+# Trying again changes nothing until a person did something.
+FINAL_CODES = frozenset({LOGIN_REFUSED, HOST_KEY, PORT_TAKEN, FORBIDDEN, BAD_CONFIG, NO_SSH})
 
 # In the words of OpenSSH's sshconnect2.c, sshconnect.c, channels.c and readconf.c; the first that is found counts.
-_PATTERNS: tuple[tuple[str, str, bool], ...] = (
-    (r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|host key is known for", HOST_KEY, True),
-    (r"Permission denied \(|Too many authentication failures", LOGIN_REFUSED, True),
-    (r"Address already in use|cannot listen to port|Privileged ports can only", PORT_TAKEN, True),
-    (r"administratively prohibited", FORBIDDEN, True),
-    (r"Bad configuration option|terminating, \d+ bad configuration|Bad owner or permissions", BAD_CONFIG, True),
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key verification failed|host key is known for", HOST_KEY),
+    (r"Permission denied \(|Too many authentication failures", LOGIN_REFUSED),
+    (r"Address already in use|cannot listen to port|Privileged ports can only", PORT_TAKEN),
+    (r"administratively prohibited", FORBIDDEN),
+    (r"Bad configuration option|terminating, \d+ bad configuration|Bad owner or permissions", BAD_CONFIG),
     (
         r"Could not resolve|Connection refused|timed out|No route to host|Network is unreachable|not responding|"
         r"Connection closed|Connection reset|closed by remote|Broken pipe",
         UNREACHABLE,
-        False,
     ),
 )
 _NOISE = re.compile(r"^(Warning: |debug\d: |Killed by signal|@+$|\s*$)")
@@ -42,10 +40,10 @@ _NOISE = re.compile(r"^(Warning: |debug\d: |Killed by signal|@+$|\s*$)")
 def cause_of(printed: str, exit_code: int) -> Cause:
     """The cause in the words of ssh itself; its last line where nothing is recognised."""
     lines = [line.strip() for line in printed.splitlines() if not _NOISE.match(line.strip())]
-    for pattern, code, final in _PATTERNS:
+    for pattern, code in _PATTERNS:
         for line in reversed(lines):
             if re.search(pattern, line):
-                return Cause(code, line, final)
+                return Cause(code, line)
     said = lines[-1] if lines else "it printed nothing"
     return Cause(ENDED, f"ssh ended with status {exit_code}: {said}")
 

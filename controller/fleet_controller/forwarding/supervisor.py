@@ -78,7 +78,7 @@ class Supervisor:
         self._up_since = None
         port = self._forward.local_port
         if port_answers(port):  # ssh would say so, too, but what answers must not be taken for it meanwhile
-            return Cause(PORT_TAKEN, f"port {port} of this machine was taken by another program", final=True)
+            return Cause(PORT_TAKEN, f"port {port} of this machine was taken by another program")
         log = log_path(self._path)
         with log.open("ab") as printed:
             if printed.tell() > LOG_LIMIT_BYTES:
@@ -89,7 +89,7 @@ class Supervisor:
                     self._forward.argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed, env=_environment()
                 )
             except OSError as error:
-                return Cause(NO_SSH, f"ssh cannot be started: {error.strerror}", final=True)
+                return Cause(NO_SSH, f"ssh cannot be started: {error.strerror}")
         self._note(state=ForwardState.CONNECTING, ssh=identity_of(ssh.pid), since_unix_ms=_now_ms())
         while (code := ssh.poll()) is None:
             if self._is_over():
