@@ -183,6 +183,41 @@ def test_an_agent_killed_in_the_middle_of_a_move_loses_nothing(lab: Lab) -> None
     assert (after["state"], after["spec"]["backend_version"]) == ("ready", "b2")
 
 
+def test_a_repeated_command_joins_the_upgrade_that_a_resident_controller_goes_on_with(lab: Lab) -> None:
+    lab.mode("wait")
+    lab.world.run("controller", "start")
+    try:
+        first = lab.start()
+        read_until(first, f"starting {MODEL}")
+        eventually(lambda: lab.service()["spec"]["backend_version"] == "b2", "the model is on its way to b2")
+        first.kill()
+        first.wait()
+        second = lab.start()
+        read_until(second, f"starting {MODEL}")
+        lab.mode("go")
+        assert second.wait(timeout=120) == 0
+        after = lab.service()
+        assert (after["state"], after["spec"]["backend_version"], after["restarts"]) == ("ready", "b2", 0)
+        for one in (first, second):
+            assert one.stderr is not None
+            one.stderr.close()
+    finally:
+        lab.world.run("controller", "stop", code=None)
+
+
+def test_a_model_that_somebody_stops_in_the_middle_of_a_move_stays_stopped(lab: Lab) -> None:
+    lab.mode("wait")
+    running = lab.start()
+    read_until(running, f"starting {MODEL}")
+    eventually(lambda: lab.service()["spec"]["backend_version"] == "b2", "the model is on its way to b2")
+    lab.world.run("stop", MODEL, "--hosts", "a", "--yes")
+    assert running.stderr is not None
+    rest = running.stderr.read()
+    assert running.wait(timeout=120) == 1
+    assert "was stopped by someone else meanwhile" in rest
+    assert lab.service()["state"] == "stopped"
+
+
 def test_leftovers_are_told_and_cleared(lab: Lab) -> None:
     [engines_dir] = lab.world.folder.glob("a/machines/*/engines")
     waste = engines_dir / "llama.cpp-b9-00000000.build"
