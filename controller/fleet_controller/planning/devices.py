@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, GpuProcess, HostFacts
 from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
+from fleet_controller.planning.problem import PlanProblem
 
 VRAM = "VRAM"
 UNIFIED = "unified"
