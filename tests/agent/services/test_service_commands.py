@@ -13,7 +13,7 @@ import pytest
 
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import identity_of, is_alive
+from fleet_agent.process import identity_of, is_alive, wait_gone
 from fleet_agent.services.journal import ServiceJournal
 from fleet_agent.services.model import ServiceSpec, ServiceState, ToolReference, ToolRun
 from fleet_agent.services.supervisor import log_path
@@ -130,6 +130,17 @@ async def test_stop_while_a_command_runs_ends_it_and_starts_nothing(
         stopped = await supervisor.stop("tiny")
         assert stopped.state is ServiceState.STOPPED
         assert identity_of(record.command.pid) is None and not (tmp_path / "starts").exists()
+
+
+async def test_an_agent_that_ends_in_the_middle_asks_the_command_to_end(
+    layout: Layout, make_spec: MakeSpec, command: Callable[..., ToolRun], notes: Path
+) -> None:
+    Path(f"{notes}.hold").touch()
+    async with running(layout) as supervisor:
+        await supervisor.apply(make_spec(before_start=(command("load"),)))
+        await when_noted(notes, "load")
+        (record,), _ = ServiceJournal(layout.services_dir).load()
+    assert record.command is not None and await wait_gone(record.command, PATIENT)
 
 
 async def test_an_agent_that_died_in_the_middle_leaves_no_stray_and_the_next_begins_anew(
