@@ -1,8 +1,8 @@
 """The engines folder: what it takes, what is left over, and that only what nobody needs goes."""
 
+import fcntl
 import json
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from fleet_agent.engines.served import note_ready, served_unix_ms
 from fleet_agent.engines.sizes import DiskUse, disk_use
 from fleet_agent.engines.store import EngineStore, delete
 from fleet_agent.engines.uses import Uses, find_uses
-from fleet_agent.file_lock import file_lock, try_file_lock
+from fleet_agent.file_lock import try_file_lock
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import CmakeBuildStep, GitCheckoutStep, JobSpec, RunToolStep, Step, ToolRef
 from fleet_agent.layout import Layout
@@ -213,23 +213,16 @@ def test_the_first_ready_service_marks_its_install_and_no_later_one(layout: Layo
     assert served_unix_ms(folder) == first
 
 
-def test_a_lock_whose_file_was_removed_locks_nothing(layout: Layout) -> None:
-    """Whoever waited for the removed file must not believe that it holds the lock of the new one."""
-    path = lock_path(layout, KEY)
-    waiting, release, held_twice = threading.Event(), threading.Event(), []
+def test_a_lock_whose_file_was_removed_locks_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder removes the file between our opening and our locking it: what we lock must be the file of the name."""
+    path, real, removed = lock_path(layout, KEY), fcntl.flock, []
 
-    def wait_for_it() -> None:
-        waiting.set()
-        with file_lock(path, threading.Event()), try_file_lock(path) as again:
-            held_twice.append(again)
-            release.wait(20)
+    def flock(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append(True)
+            path.unlink()
+        real(descriptor, how)
 
-    with try_file_lock(path) as ours:
-        assert ours
-        thread = threading.Thread(target=wait_for_it)
-        thread.start()
-        waiting.wait(20)
-        path.unlink()
-    release.set()
-    thread.join(20)
-    assert held_twice == [False]
+    monkeypatch.setattr("fleet_agent.file_lock.fcntl.flock", flock)
+    with try_file_lock(path) as ours, try_file_lock(path) as another:
+        assert (ours, another) == (True, False)
