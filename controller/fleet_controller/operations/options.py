@@ -3,10 +3,10 @@
 import re
 
 from fleet_controller.backends import backend_for
-from fleet_controller.backends.options import EngineOptions, OptionRefusedError, check_engine_options
+from fleet_controller.backends.options import OptionRefusedError, check_engine_options
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.problems import OperationError
-from fleet_controller.planning.candidates import backend_named
+from fleet_controller.planning.candidates import backend_named, engine_options
 from fleet_controller.planning.problem import PlanProblem
 
 # As the agent has it: a service's name is a folder, a host name's label in places, and what clients name as the model.
@@ -32,10 +32,9 @@ def demand_options(request: DeployRequest) -> None:
 
 def _demand_taken(request: DeployRequest) -> None:
     """Where the backend is named, what it does not take is a wrong command; else another backend may take it."""
-    options = EngineOptions(**{name: getattr(request, name) for name in EngineOptions.model_fields})
     try:
         name = backend_named(request.backend).name
-        check_engine_options(name, backend_for(name, request.backend_version), options)
+        check_engine_options(name, backend_for(name, request.backend_version), engine_options(request))
     except OptionRefusedError as error:
         raise _usage(error.message, error.remedy) from None
     except PlanProblem as error:
