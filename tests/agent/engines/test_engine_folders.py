@@ -215,7 +215,8 @@ def test_the_first_ready_service_marks_its_install_and_no_later_one(layout: Layo
 
 def test_a_lock_whose_file_was_removed_locks_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its holder removes the file between our opening and our locking it: what we lock must be the file of the name."""
-    path, real, removed = lock_path(layout, KEY), fcntl.flock, []
+    path, real = lock_path(layout, KEY), fcntl.flock
+    removed: list[bool] = []
 
     def flock(descriptor: int, how: int) -> None:
         if not removed:
