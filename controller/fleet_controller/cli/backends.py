@@ -8,7 +8,7 @@ app = typer.Typer(
 )
 HOSTS_HELP = "Hosts: names, globs (gpu*), @groups, !exclusions, commas."
 HOSTS = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP)
-BACKEND = typer.Argument(..., metavar="BACKEND", help="llama.cpp, mlx-lm, vllm, sglang, ...")
+BACKEND = typer.Argument(..., metavar="BACKEND", help="llama.cpp, mlx-lm, vllm, sglang or lm-studio.")
 VERSION = typer.Option("", "--version", metavar="VERSION", help="Another version than the pinned one.")
 OFFLINE = typer.Option(
     "", "--offline", metavar="FOLDER", help="Folder on the hosts with wheels, sources or archives: nothing is fetched."

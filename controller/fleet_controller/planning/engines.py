@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from fleet_controller.backends import BACKENDS
+from fleet_controller.backends import backend_for
 from fleet_controller.backends.base import BackendError, Installation, InstallRequest
 from fleet_controller.domain.base import EnvironmentVariable, Frozen, Problem
 from fleet_controller.domain.engines import (
@@ -47,14 +47,15 @@ def plan_engines(
         return _plan_install(host, state, request, needs_of)
     except BackendError as error:
         problem = Problem(code=error.code, message=error.message, remedy=error.remedy)
-        return stopped(host.name, EnginesVerdict.FAIL, problem)
+        verdict = EnginesVerdict.REFUSE if error.refused else EnginesVerdict.FAIL
+        return stopped(host.name, verdict, problem)
 
 
 def _plan_install(
     host: Host, state: EngineState, request: EnginesRequest, needs_of: Callable[[ServiceSpec], Needs]
 ) -> PlannedEngines:
-    backend, facts = BACKENDS[request.backend], state.facts
-    unsupported = backend.unsupported_reason(facts)
+    facts = state.facts
+    unsupported = backend_for(request.backend, request.version).unsupported_reason(facts)
     if unsupported:
         raise BackendError("backend-unsupported", unsupported, "leave this host out")
     main = _installation(host, facts, request, Needs())
@@ -90,9 +91,10 @@ def _plan_install(
 
 def _installation(host: Host, facts: HostFacts, request: EnginesRequest, needs: Needs) -> Installation:
     """As a deploy would install it. A model's own version counts where the user names none."""
-    backend = BACKENDS[request.backend]
+    version = request.version or needs.version
+    backend = backend_for(request.backend, version)
     wanted = InstallRequest(
-        version=request.version or needs.version,
+        version=version,
         engine_path=request.engine_path,
         gpus=visible_gpus(facts, host.environment) if backend.uses_gpus(facts) else (),
         requirements=needs.requirements,
@@ -150,7 +152,9 @@ def _shown(move: Move) -> ServiceMove:
 
 
 def _install_reason(main: Installation, moves: list[Move]) -> str:
-    text = f"{main.backend} {main.version} is installed already" if not main.steps else "not installed here"
+    text = (
+        f"{main.backend} {main.version}".strip() + " is installed already" if not main.steps else "not installed here"
+    )
     return f"{text}; {len(moves)} service(s) to move" if moves else text
 
 

@@ -135,6 +135,18 @@ def test_a_backend_that_cannot_run_there_fails_with_the_reason() -> None:
     assert "musl" in planned.plan.reason
 
 
+def test_a_version_for_the_cpu_needs_no_gpu() -> None:
+    wanted = EnginesRequest(action=EnginesAction.INSTALL, backend="vllm")
+    assert plan_engines(HOST, EngineState(facts=facts()), wanted, no_needs).plan.verdict is EnginesVerdict.FAIL
+    cpu = wanted.model_copy(update={"version": "0.26.0+cpu"})
+    assert plan_engines(HOST, EngineState(facts=facts()), cpu, no_needs).plan.verdict is EnginesVerdict.CHANGE
+
+
+def test_what_a_backend_refuses_is_refused() -> None:
+    wanted = EnginesRequest(action=EnginesAction.INSTALL, backend="lm-studio", version="0.3")
+    assert plan_engines(HOST, EngineState(facts=facts()), wanted, no_needs).plan.verdict is EnginesVerdict.REFUSE
+
+
 def test_options_that_the_new_build_does_not_list() -> None:
     spec = service(arguments=("--model", "/m", "--jinja", "--fit=on", "-c", "5")).spec
     assert unknown_options(facts(engine("old", 1)), spec) == ()  # nobody read its help
