@@ -12,27 +12,36 @@ from fleet_controller.results.figures import figure, mean_and_deviation
 from fleet_controller.results.tools import BENCHY_CONTEXT, LLAMA_BENCH, LLAMA_BENCHY, MLX_LM_BENCHMARK
 
 TABULATE_HEADER_PADDING = 2
-# Column -> printed name, width (left-aligned where negative) and the values that are llama-bench's defaults.
+# Column -> printed name, width (left-aligned where negative) and the values that are llama-bench's defaults, in its
+# order: it shows what differs from them. Seen in b11434's output; older builds print some of them narrower.
 LLAMA_OPTIONS: tuple[tuple[str, str, int, tuple[Any, ...]], ...] = (
+    ("n_cpu_moe", "n_cpu_moe", 10, (0,)),
+    ("n_threads", "threads", 7, ()),
+    ("cpu_mask", "cpu_mask", -10, ("0x0",)),
+    ("cpu_strict", "cpu_strict", 10, (0,)),
+    ("poll", "poll", 10, (50,)),
     ("n_batch", "n_batch", 7, (2048,)),
     ("n_ubatch", "n_ubatch", 8, (512,)),
-    ("type_k", "type_k", -6, ("f16",)),
-    ("type_v", "type_v", -6, ("f16",)),
-    ("split_mode", "sm", -5, ("layer",)),
+    ("type_k", "type_k", 6, ("f16",)),
+    ("type_v", "type_v", 6, ("f16",)),
+    ("split_mode", "sm", 6, ("layer",)),
     ("main_gpu", "main_gpu", 10, (0,)),
-    ("no_kv_offload", "nkvo", 10, (0, False)),
-    ("flash_attn", "fa", 2, (0, -1, False)),
-    ("use_mmap", "mmap", 4, (1, True)),
-    ("embeddings", "embd", 10, (0, False)),
-    ("no_op_offload", "nopo", 10, (0, False)),
-    ("no_host", "noh", 10, (0, False)),
+    ("no_kv_offload", "nkvo", 13, (0,)),
+    ("flash_attn", "fa", 3, (-1,)),
+    ("devices", "dev", -12, ("auto",)),
+    ("tensor_split", "ts", -12, ("0.00",)),
+    ("tensor_buft_overrides", "ot", -21, ("none",)),
+    ("use_mmap", "mmap", 4, (1,)),
+    ("load_mode", "lm", 10, ("auto",)),
+    ("lazy_mode", "lazy_mode", -10, ("auto",)),
+    ("embeddings", "embd", 10, (0,)),
+    ("no_op_offload", "nopo", 4, (0,)),
+    ("no_host", "noh", 4, (0,)),
+    ("repack", "rpk", 3, (1,)),
+    ("fit_target", "fitt", 10, (0,)),
 )
-BENCHY_ROWS = (
-    (Metric.CONTEXT_PREFILL, "ctx_pp"),
-    (Metric.CONTEXT_DECODE, "ctx_tg"),
-    (Metric.PREFILL, "pp"),
-    (Metric.DECODE, "tg"),
-)
+# Before --load-mode came, flash attention was off unless asked for.
+OLDER_DEFAULTS: dict[str, tuple[Any, ...]] = {"flash_attn": (0, -1)}
 
 
 def markdown_of(results: Sequence[Result], runs: Iterable[Run]) -> str:
@@ -82,9 +91,17 @@ def _llama_columns(rows: Sequence[Result]) -> list[tuple[str, int, Callable[[Res
         ("params", 10, lambda row: _parameters(row.tool_fields.get("model_n_params"))),
         ("backend", -10, field("backends")),
     ]
-    columns.append(("threads", 7, field("n_threads")) if on_cpu else ("ngl", 3, field("n_gpu_layers")))
+    if not on_cpu:
+        columns.append(("ngl", 3, field("n_gpu_layers")))
+    older = {} if "load_mode" in fields else OLDER_DEFAULTS
     for name, title, width, defaults in LLAMA_OPTIONS:
-        if any(name in row.tool_fields and _number(row.tool_fields[name]) not in defaults for row in rows):
+        usual = older.get(name, defaults)
+        # How many threads are the default depends on the machine: they are shown where the CPU computes.
+        if (
+            on_cpu
+            if name == "n_threads"
+            else any(_number(row.tool_fields.get(name, usual[0])) not in usual for row in rows)
+        ):
             columns.append((title, width, field(name)))
     return [*columns, ("test", 15, lambda row: row.test), ("t/s", 20, figure)]
 

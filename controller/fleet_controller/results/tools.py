@@ -25,12 +25,18 @@ LLAMA_BENCH_FIELDS = (
     "devices",
     "tensor_split",
     "tensor_buft_overrides",
+    "cpu_mask",
+    "cpu_strict",
+    "poll",
     "use_mmap",
     "use_direct_io",
     "load_mode",
+    "lazy_mode",
     "embeddings",
     "no_op_offload",
     "no_host",
+    "repack",
+    "fit_target",
 )
 
 # llama-benchy: kind -> its JSON key and the stem of its CSV columns, for the prefill and the decode row of a test.

@@ -32,6 +32,7 @@ COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 SHORT_NAMES = {
     "ngl": "n_gpu_layers", "threads": "n_threads", "sm": "split_mode", "nkvo": "no_kv_offload", "fa": "flash_attn",
     "mmap": "use_mmap", "dio": "use_direct_io", "embd": "embeddings", "nopo": "no_op_offload", "noh": "no_host",
+    "lm": "load_mode", "rpk": "repack", "fitt": "fit_target",
     "dev": "devices", "ts": "tensor_split", "ot": "tensor_buft_overrides", "mg": "main_gpu",
 }  # fmt: skip
 BENCHY_COLUMNS = {
