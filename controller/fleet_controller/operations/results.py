@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.results.columns import DeviceSample, Result, Run
-from fleet_controller.results.importing.model import FileContext, ImportFailure
-from fleet_controller.results.importing.read import read_files
 from fleet_controller.results.reference import sync_reference
 from fleet_controller.results.store import (
     Filter,
@@ -19,6 +18,9 @@ from fleet_controller.results.store import (
     save_batches,
     select_results,
 )
+
+if TYPE_CHECKING:
+    from fleet_controller.results.importing.model import FileContext, ImportFailure
 
 PIECE_ROWS = 500
 SHOWN_PROBLEMS = 20
@@ -92,11 +94,14 @@ def get_result(context: FleetContext, result_id: int) -> tuple[Result, Run | Non
     return result, load_run(context.database, run_id), load_device_samples(context.database, run_id)
 
 
-def import_results(context: FleetContext, files: list[tuple[FileContext, bytes]]) -> list[tuple[str, int, int]]:
+def import_results(context: FleetContext, files: list[tuple["FileContext", bytes]]) -> list[tuple[str, int, int]]:
     """(file, rows added, rows that were there already). Where one line is not understood, nothing of any file is kept.
 
     Raises OperationError (usage).
     """
+    from fleet_controller.results.importing.model import ImportFailure
+    from fleet_controller.results.importing.read import read_files
+
     sync_reference(context.database)
     try:
         readings = read_files(files)
@@ -110,7 +115,7 @@ def import_results(context: FleetContext, files: list[tuple[FileContext, bytes]]
     ]
 
 
-def _refusal(failure: ImportFailure) -> OperationError:
+def _refusal(failure: "ImportFailure") -> OperationError:
     problems = failure.problems
     lines = [f"  {problem}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:

@@ -5,16 +5,18 @@ as long.
 """
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
 from fleet_controller.domain.base import Frozen
 from fleet_controller.operations.results import Listing, Piece
 from fleet_controller.results.columns import DeviceSample, Result, Run
-from fleet_controller.results.importing.model import FileContext
 from fleet_controller.results.store import Filter
 from fleet_proto.v1 import controller_pb2
+
+if TYPE_CHECKING:
+    from fleet_controller.results.importing.model import FileContext
 
 _JSON_FIELDS = {"tool_fields": "tool_fields_json", "details": "details_json"}
 _COLUMN_OF = {field: column for column, field in _JSON_FIELDS.items()}
@@ -75,7 +77,9 @@ def listing_of(request: controller_pb2.ListResultsRequest) -> Listing:
     return Listing(wanted, request.newest, request.one_per_fingerprint, request.with_runs)
 
 
-def files_of(request: controller_pb2.ImportResultsRequest) -> list[tuple[FileContext, bytes]]:
+def files_of(request: controller_pb2.ImportResultsRequest) -> list[tuple["FileContext", bytes]]:
+    from fleet_controller.results.importing.model import FileContext
+
     said = {
         "host": request.host,
         "chip": request.chip,

@@ -12,7 +12,7 @@ from fleet_controller.results.columns import Metric, Result
 from fleet_controller.results.comparability import Level
 from fleet_controller.results.matrix import METRICS, Cell, Entry, Matrix, build_matrix
 from fleet_controller.results.matrix_render import RENDERERS, cell_text, legend, table_cells
-from fleet_controller.results.reference import load_reference
+from fleet_controller.results.reference_files import load_reference
 from fleet_inventory.reference_data import reference_files
 from support.result_rows import decode
 

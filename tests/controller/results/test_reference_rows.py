@@ -6,7 +6,8 @@ import pytest
 
 from fleet_controller.results import reference
 from fleet_controller.results.columns import Metric, Source
-from fleet_controller.results.reference import load_reference, sync_reference
+from fleet_controller.results.reference import sync_reference
+from fleet_controller.results.reference_files import load_reference
 from fleet_controller.results.store import (
     Filter,
     load_results,

@@ -6,7 +6,7 @@ from fleet_controller.results.columns import Metric, Result
 from fleet_controller.results.compare import Comparison, SelectorError, Verdict, compare, overall, parse_selector
 from fleet_controller.results.conclusions import NO_ROWS, conclusions, newer_builds
 from fleet_controller.results.matrix import Entry
-from fleet_controller.results.reference import load_reference
+from fleet_controller.results.reference_files import load_reference
 from fleet_inventory.reference_data import reference_files
 from support.result_rows import decode
 

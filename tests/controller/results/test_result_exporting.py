@@ -10,7 +10,7 @@ from fleet_controller.results.columns import DeviceSample, Result, Run
 from fleet_controller.results.exporting import csv_text, json_text, markdown_text
 from fleet_controller.results.importing.model import FileContext, Reading
 from fleet_controller.results.importing.read import read_file
-from fleet_controller.results.reference import load_reference
+from fleet_controller.results.reference_files import load_reference
 from fleet_inventory.reference_data import reference_files
 from support.result_rows import decode
 from support.tiny_model import make_tiny_model

@@ -135,7 +135,7 @@ def test_what_a_file_does_not_tell_is_asked_for() -> None:
     ("name", "damage", "line", "text"),
     [
         ("llama-bench.json", ('"avg_ts": 46076.032213', '"avg_ts": "fast"'), 2, "'avg_ts' is 'fast', not a number"),
-        ("llama-bench.json", ('"samples_ts": [ 46079.6, 46072.4 ]', '"samples_ts": oops'), 39, "this is no JSON"),
+        ("llama-bench.json", ('"samples_ts": [ 46079.6, 46072.4 ]', '"samples_ts": oops'), 46, "this is no JSON"),
         ("llama-bench.jsonl", ('"n_prompt": 128', '"n_prompt": null'), 2, "no n_prompt in this entry"),
         ("llama-bench.csv", ('"7945.034498"', '""'), 4, "no avg_ts in this entry"),
         ("llama-bench.md", ("44603.62 ± 1310.68", "oops"), 3, "this is no row of llama-bench's table"),
