@@ -92,7 +92,6 @@ def main() -> None:
             "results list": ["results", "list"],
             "matrix": ["matrix"],
             "matrix of one model": ["matrix", "model-3", "--depth", "8192"],
-            "hosts --cached, for comparison": ["hosts", "--cached"],
         }
         found = {name: Samples(f"fleet {name}") for name in commands}
         for arguments in commands.values():

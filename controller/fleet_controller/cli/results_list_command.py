@@ -45,8 +45,15 @@ class ResultFilter:
         sources: list[str] | None,
     ) -> "ResultFilter":
         """From what typer gives."""
-        lists = (tuple(values or ()) for values in (models, backends, quantizations, suites))
-        return cls(hosts, *lists, since, tuple(sources or ()))
+        return cls(
+            hosts=hosts,
+            models=tuple(models or ()),
+            backends=tuple(backends or ()),
+            quantizations=tuple(quantizations or ()),
+            suites=tuple(suites or ()),
+            since=since,
+            sources=tuple(sources or ()),
+        )
 
     def request(self) -> controller_pb2.ListResultsRequest:
         """Raises UsageFailure."""

@@ -132,7 +132,7 @@ class Fingerprint(Frozen):
     @property
     def test(self) -> str:
         """As the tools name tests: "pp1024", "tg64 @ d8192", "pp512+tg128", "tg32 @ d8192 (c2)"."""
-        return name_of_test(self.test_kind, self.prompt_tokens, self.generation_tokens, self.depth, self.concurrency)
+        return test_name(self.test_kind, self.prompt_tokens, self.generation_tokens, self.depth, self.concurrency)
 
     @property
     def unit(self) -> str:
@@ -142,7 +142,7 @@ class Fingerprint(Frozen):
 FINGERPRINT_COLUMNS = tuple(Fingerprint.model_fields)
 
 
-def name_of_test(kind: Metric, prompt_tokens: int, generation_tokens: int, depth: int = 0, concurrency: int = 1) -> str:
+def test_name(kind: Metric, prompt_tokens: int, generation_tokens: int, depth: int = 0, concurrency: int = 1) -> str:
     if kind is Metric.PREFILL_AND_DECODE:
         name = f"pp{prompt_tokens}+tg{generation_tokens}"
     else:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fleet_controller.results.columns import FINGERPRINT_COLUMNS, Metric, Result, Source, name_of_test
+from fleet_controller.results import columns as result_columns
+from fleet_controller.results.columns import FINGERPRINT_COLUMNS, Metric, Result, Source
 from fleet_controller.results.comparability import Level, comparability, depth_range, error_bar, near_depth, nearest
 from support.result_rows import decode
 
@@ -62,7 +63,7 @@ def test_a_column_that_says_nothing_does_not_change_the_id() -> None:
     ],
 )
 def test_tests_are_named_as_the_tools_name_them(columns: tuple[Metric, int, int, int, int], name: str) -> None:
-    assert name_of_test(*columns) == name
+    assert result_columns.test_name(*columns) == name
 
 
 def test_another_client_version_host_or_near_depth_is_near_and_no_more() -> None:
