@@ -14,15 +14,14 @@ from pydantic import Field
 from fleet_controller.benchmarking.suites import Part
 from fleet_controller.domain.base import Frozen
 from fleet_controller.results.columns import DeviationKind, Metric
+from fleet_controller.results.importing.text import mlx_fields_of
+from fleet_controller.results.tools import LLAMA_BENCH_FIELDS as TABLE_FIELDS
 
 _NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
 _TRIAL = re.compile(rf"^Trial (\d+):\s+prompt_tps={_NUMBER}, generation_tps={_NUMBER}", re.MULTILINE)
 _AVERAGES = re.compile(rf"^Averages:\s+prompt_tps={_NUMBER}, generation_tps={_NUMBER}", re.MULTILINE)
 _SIZES = re.compile(r"prompt_tokens=(\d+), generation_tokens=(\d+), batch_size=(\d+)")
-LLAMA_BENCH_FIELDS = (
-    "build_commit", "build_number", "model_type", "model_size", "model_n_params", "backends", "n_gpu_layers",
-    "n_threads", "n_batch", "n_ubatch", "type_k", "type_v", "flash_attn", "gpu_info", "cpu_info",
-)  # fmt: skip
+LLAMA_BENCH_FIELDS = (*TABLE_FIELDS, "build_commit", "build_number", "gpu_info", "cpu_info")
 
 
 class BenchOutputError(Exception):
@@ -131,6 +130,7 @@ def mlx_lm_benchmark(result: Mapping[str, Any], part: Part, discarded: int = 0) 
                 deviation=statistics.stdev(samples) if len(samples) > 1 else None,
                 samples=samples,
                 repetitions=len(samples),
+                tool_fields=mlx_fields_of(text),
             )
         )
     return demand(rows, part, "mlx_lm.benchmark")
@@ -174,13 +174,21 @@ def llama_benchy(result: Mapping[str, Any], part: Part, discarded: int = 0) -> t
         raise BenchOutputError("bench-incomplete", f"llama-benchy ended without results: {why}")
     try:
         document = json.loads(text)
-        rows = [row for entry in document["benchmarks"] for row in _benchy_rows(entry)]
+        shown = {name: document[name] for name in ("model", "max_concurrency") if name in document}
+        rows = [row for entry in document["benchmarks"] for row in _benchy_rows(entry, shown)]
     except (ValueError, KeyError, TypeError) as error:
         raise BenchOutputError("bench-unreadable", f"llama-benchy's result is not its JSON: {error}") from None
-    return demand(rows, part, "llama-benchy")
+    kept = demand(rows, part, "llama-benchy")
+    for (
+        row
+    ) in kept:  # a run in which the model stops after its first token has no decode speed, and is left out silently
+        if row.kind in (Metric.PREFILL, Metric.DECODE) and len(row.samples) < part.repetitions:
+            message = f"llama-benchy counts {len(row.samples)} of {part.repetitions} runs of {row.kind.value}"
+            raise BenchOutputError("bench-incomplete", f"{message} at depth {row.depth}")
+    return kept
 
 
-def _benchy_rows(entry: Mapping[str, Any]) -> Iterable[Row]:
+def _benchy_rows(entry: Mapping[str, Any], shown: dict[str, Any]) -> Iterable[Row]:
     in_context = bool(entry.get("is_context_prefill_phase"))
     for name, metric in _BENCHY_METRICS:
         figure = entry.get(name)
@@ -201,6 +209,7 @@ def _benchy_rows(entry: Mapping[str, Any]) -> Iterable[Row]:
             deviation_kind=DeviationKind.POPULATION,
             samples=values,
             repetitions=len(values),
+            tool_fields=shown,
         )
 
 

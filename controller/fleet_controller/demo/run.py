@@ -79,8 +79,10 @@ def _play(stage: Stage, build: bool) -> None:
     _say("8. Measure it with each engine's own benchmark; the rows are kept.")
     for host in HOSTS:  # one after the other: here they are the same processor
         _fleet(stage, "bench", MODEL, "--hosts", host, *BENCH)
-    _say("9. The matrix: which model runs how fast on which machine (decode / prefill, tokens per second).")
-    _fleet(stage, "matrix")
+    _say(
+        "9. The matrix: how fast it decodes on which machine (without MODEL: beside the figures that ship with fleet)."
+    )
+    _fleet(stage, "matrix", MODEL)
 
 
 def make_models(folder: Path) -> None:

@@ -44,12 +44,16 @@ LLAMA_OPTIONS: tuple[tuple[str, str, int, tuple[Any, ...]], ...] = (
 OLDER_DEFAULTS: dict[str, tuple[Any, ...]] = {"flash_attn": (0, -1)}
 
 
+# Ours, or printed by a tool outside its table.
+_IN_NO_TABLE = (Metric.ENERGY,)
+
+
 def markdown_of(results: Sequence[Result], runs: Iterable[Run]) -> str:
     """Every run of the rows with its heading, command and table; rows of a contaminated cell have no figure."""
     known = {run.run_id: run for run in runs}
     groups: dict[str, list[Result]] = {}
     for result in results:
-        if result.mean is not None:
+        if result.mean is not None and result.test_kind not in _IN_NO_TABLE:
             groups.setdefault(result.run_id, []).append(result)
     return "\n".join(_section(rows, known.get(run_id)) for run_id, rows in groups.items())
 
@@ -74,7 +78,7 @@ def llama_bench_table(rows: Sequence[Result]) -> str:
     for row in rows:
         lines.append("|" + "".join(f" {_padded(value(row), width)} |" for _, width, value in columns))
     first = rows[0]
-    return "\n".join([*lines, "", f"build: {first.backend_commit} ({first.backend_version.removeprefix('b')})", ""])
+    return "\n".join([*lines, "", f"build: {first.backend_commit} ({first.client_version.removeprefix('b')})", ""])
 
 
 def _llama_columns(rows: Sequence[Result]) -> list[tuple[str, int, Callable[[Result], str]]]:

@@ -1,11 +1,14 @@
 """Results as files: the tools' own tables byte for byte, and exports that come back without loss."""
 
 import itertools
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from fleet_controller.benchmarking import parsers
+from fleet_controller.benchmarking.suites import Part
 from fleet_controller.results.columns import DeviceSample, Result, Run
 from fleet_controller.results.exporting import csv_text, json_text, markdown_text
 from fleet_controller.results.importing.model import FileContext, Reading
@@ -149,6 +152,47 @@ def test_a_damaged_export_names_its_line() -> None:
     assert [(problem.line, "power_limit_watts" in problem.message) for problem in reading.problems] == [(2, True)]
     newer = read_file(FileContext("x.json"), b'{"fleet_results": 99, "results": []}')
     assert "another version" in newer.problems[0].message
+
+
+def test_the_markdown_of_an_export_can_be_imported() -> None:
+    rows, runs = load_reference(reference_files())
+    context = FileContext("x.md", host="lab", chip="mixed")
+    reading = read_file(context, markdown_text(rows, runs).encode())
+    assert reading.problems == []
+    said = ("backend", "client", "test", "mean", "deviation", "repetitions", "samples")
+    assert [[getattr(row, name) for name in said] for row in reading.results] == [
+        [getattr(row, name) for name in said] for row in rows
+    ]
+
+
+def test_what_fleet_measured_itself_comes_out_as_the_tools_print_it() -> None:
+    """Rows as a bench keeps them: with what only fleet knows of them (energy), and the tools' own fields."""
+    said = (SAMPLES / "mlx_lm.benchmark.txt").read_text()
+    part = Part(client="engine", prompt_tokens=128, generation_tokens=32, depths=(0,), repetitions=3)
+    mlx = [kept(row, "mlx_lm.benchmark", "mlx-lm") for row in parsers.mlx_lm_benchmark({"stdout": said}, part)]
+    assert tables_of(said)[0] in markdown_text(mlx, [])
+    entries = json.loads((SAMPLES / "llama-bench.json").read_text())[::3]
+    part = Part(client="engine", prompt_tokens=64, generation_tokens=0, depths=(0, 256), repetitions=2)
+    llama = [
+        kept(row, "llama-bench", "llama.cpp") for row in parsers.llama_bench({"stdout": json.dumps(entries)}, part)
+    ]
+    table = markdown_text([*llama, decode(0.5, test_kind="energy", run_id="m")], [])
+    assert "|            pp64 |      46076.03 ± 5.09 |\n" in table
+    assert "build: pypi-sdist (11434)\n" in table
+    assert "energy" not in table
+
+
+def kept(row: parsers.Row, client: str, backend: str) -> Result:
+    return Result(
+        **row.model_dump(exclude={"kind"}),
+        test_kind=row.kind,
+        run_id="m",
+        host="h",
+        client=client,
+        backend=backend,
+        client_version="b11434",
+        backend_commit=str(row.tool_fields.get("build_commit", "")),
+    )
 
 
 def test_a_contaminated_row_has_no_place_in_a_tools_table() -> None:

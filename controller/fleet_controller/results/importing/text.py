@@ -20,7 +20,7 @@ FIGURE = re.compile(r"(-?[\d.]+)(?: ± ([\d.]+|nan))?")
 LLAMA_TEST = re.compile(r"(?:pp(?P<prompt>\d+))?\+?(?:tg(?P<generation>\d+))?(?: @ d(?P<depth>\d+))?")
 BUILD = re.compile(r"build: (\S+) \((\d+)\)\s*$")
 DEVICE = re.compile(r"\s*Device \d+: (.+?), compute capability")
-COMMAND = re.compile(r"\s*\$ (?P<command>.*(?:llama-bench|llama-benchy|mlx_lm|llama-server|vllm|sglang).*)")
+COMMAND = re.compile(r"\s*`?\$ (?P<command>.*(?:llama-bench|llama-benchy|mlx_lm|llama-server|vllm|sglang).*)")
 TIMING = re.compile(r"Timing with prompt_tokens=(\d+), generation_tokens=(\d+), batch_size=(\d+)\.")
 TRIAL = re.compile(
     r"(?P<what>Trial \d+|Averages):\s+prompt_tps=(?P<pp>[\d.]+), generation_tps=(?P<tg>[\d.]+)"
@@ -261,6 +261,13 @@ def _read_mlx(reading: Reading, table: _Table) -> None:
         asked = {"prompt_tokens" if name == "pp" else "generation_tokens": int(tokens)}
         samples = tuple(float(found[name]) for found in trials)
         reading.add(table.first_line, run, kind, float(averages[name]), **(columns | asked), samples=samples)
+
+
+def mlx_fields_of(text: str) -> dict[str, Any]:
+    """`mlx_fields` of all that the tool printed; empty where it did not come to its averages."""
+    found = [match for line in text.splitlines() if (match := TRIAL.match(line))]
+    averages = next((match for match in found if match["what"] == "Averages"), None)
+    return mlx_fields([match for match in found if match is not averages], averages) if averages else {}
 
 
 def mlx_fields(trials: list[re.Match[str]], averages: re.Match[str]) -> dict[str, Any]:
