@@ -156,7 +156,7 @@ def results_of(cell: PlannedCell, job_id: str, run: str, result: Mapping[str, An
             for users in part.concurrency
             for kind in (Metric.PREFILL, Metric.DECODE)
         ]  # fmt: skip
-    versions = _versions(cell, rows)
+    versions = _versions(cell, result)
     return [
         Result(
             **{**common, **versions},
@@ -178,14 +178,14 @@ def results_of(cell: PlannedCell, job_id: str, run: str, result: Mapping[str, An
     ]
 
 
-def _versions(cell: PlannedCell, rows: Sequence[Row]) -> dict[str, str]:
-    """llama-bench tells its own build; a plan knows that of adopted binaries only after they have run once."""
-    build = next((row.tool_fields["build_number"] for row in rows if row.tool_fields.get("build_number")), None)
-    if build is None or cell.identity is None or cell.identity.client != "llama-bench":
+def _versions(cell: PlannedCell, result: Mapping[str, Any]) -> dict[str, str]:
+    """The version that an install of this very job told: that of binaries which were adopted just before."""
+    told = str(result.get("engine_version", ""))
+    if not told:
         return {}
-    known = cell.identity.backend_version
-    label = f"b{build}" if known in ("", "adopted") else known
-    return {"backend_version": label, "client_version": f"b{build}"}
+    assert cell.identity is not None
+    same = cell.identity.client_version == cell.identity.backend_version
+    return {"backend_version": told, **({"client_version": told} if same else {})}
 
 
 def _kv_type(row: Row) -> str:

@@ -99,7 +99,8 @@ def print_bench_plan(plan: controller_pb2.BenchPlan, with_commands: bool, stream
         if cell.HasField("problem"):
             error_stream = sys.stderr if stream is sys.stdout else stream
             refused = "refused: " if cell.action == controller_pb2.CELL_ACTION_REFUSE else ""
-            print(f"error: {cell.host}: {_name(cell)}: {refused}{cell.problem.message}", file=error_stream)
+            subject = ": ".join(part for part in (cell.host, _name(cell)) if part)
+            print(f"error: {subject}: {refused}{cell.problem.message}", file=error_stream)
             if cell.problem.remedy:
                 print(f"  next: {cell.problem.remedy}", file=error_stream)
     for cell in plan.cells if with_commands else ():

@@ -111,7 +111,7 @@ async def _run(
             if event.done_units is None:
                 yield event
         try:
-            kept += _keep(context, cell, ended.job_id, ordinal, _measured(found))
+            kept += _keep(context, cell, ended.job_id, ordinal, _measured(found, cell))
             return
         except (BenchOutputError, CellVoid):  # what an earlier command got is of no use: measure
             pass
@@ -120,7 +120,7 @@ async def _run(
         yield event
     async with context.pool.client(host) as agent:
         last = [status.job_id for status in await agent.list_jobs() if is_attempt_of(status.job_id, job.job_id)]
-    kept += _keep(context, cell, last[-1] if last else job.job_id, ordinal, _measured(answers))
+    kept += _keep(context, cell, last[-1] if last else job.job_id, ordinal, _measured(answers, cell))
 
 
 def _ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
@@ -131,12 +131,15 @@ def _ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
     return succeeded[-1] if succeeded else None
 
 
-def _measured(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result of the step that measured. Raises BenchOutputError where there is none."""
-    for position in range(len(answers) - 1, -1, -1):
-        if "outcome" in answers[position]:
-            return answers[position]
-    raise BenchOutputError("bench-incomplete", "the job ended without a measurement")
+def _measured(answers: list[dict[str, Any]], cell: PlannedCell) -> dict[str, Any]:
+    """The result of the step that measured, with what the engine's install said. Raises BenchOutputError without one."""
+    found = [answer for answer in answers if "outcome" in answer]
+    if not found:
+        raise BenchOutputError("bench-incomplete", "the job ended without a measurement")
+    key = cell.identity.install_key if cell.identity is not None else ""
+    installs = [answer["install"] for answer in answers if isinstance(answer.get("install"), dict)]
+    versions = [str(install.get("version", "")) for install in installs if install.get("install_key") == key]
+    return {**found[-1], "engine_version": versions[-1] if versions else ""}
 
 
 def _keep(context: FleetContext, cell: PlannedCell, job_id: str, ordinal: int, result: dict[str, Any]) -> list[Result]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fleet_controller.backends import BACKENDS
-from fleet_controller.backends.base import BackendError, Installation, hub_snapshot_dir
+from fleet_controller.backends.base import BackendError, Installation, hub_snapshot_dir, installed
 from fleet_controller.benchmarking.cells import Identity, PlannedCell, chip_of, test_names
 from fleet_controller.benchmarking.clients import (
     Client,
@@ -208,7 +208,9 @@ def _served_cells(case: _Case, status: ServiceStatus, part: Part) -> list[Planne
         subject = Subject(
             backend=spec.backend,
             installation=Installation(
-                backend=spec.backend, version=spec.backend_version, install_key=spec.tool.install_key
+                backend=spec.backend,
+                version=_engine_version(case.facts, spec.tool.install_key, spec.backend_version),
+                install_key=spec.tool.install_key,
             ),
             model_path=path,
             served_model_name=spec.served_model_name or spec.name,
@@ -228,6 +230,12 @@ def _served_cells(case: _Case, status: ServiceStatus, part: Part) -> list[Planne
         ]  # fmt: skip
     except (BackendError, _Stop) as error:
         return [_stopped(case.host.name, spec.name, _action_of(error), problem_of_cell(error))]
+
+
+def _engine_version(facts: HostFacts, install_key: str, label: str) -> str:
+    """What the install says of itself: adopted binaries were asked for their version."""
+    present = installed(facts, install_key)
+    return (present.version if present is not None else None) or label
 
 
 def _demand_installed(subject: Subject) -> None:
@@ -290,7 +298,11 @@ def _new_cell(
         raise _Stop(CellAction.FAIL, problem)
     subject = Subject(
         backend=backend,
-        installation=Installation(backend=backend, version=plan.backend_version, install_key=spec.tool.install_key),
+        installation=Installation(
+            backend=backend,
+            version=_engine_version(case.facts, spec.tool.install_key, plan.backend_version),
+            install_key=spec.tool.install_key,
+        ),
         model_path=path,
         served_model_name=(running.spec if running else spec).served_model_name or resolved.name,
         base_url=_service_url(running.spec) if running else "{base_url}",
@@ -686,6 +698,11 @@ async def _endpoint_cells(context: FleetContext, request: BenchRequest, suite: S
     async with context.pool.client(host) as agent:
         servers = await agent.find_servers((port,))
     server = next((one for one in servers if one.port == port), None)
+    ours = next((status.spec.name for status in state.services if status.spec.port == port), None)
+    if server is None and ours is not None:
+        problem = Problem(code="no-server", message=f"port {port} of {host.name} is our own {ours}",
+                          remedy=f"fleet bench {ours} --hosts {host.name} --client llama-benchy")  # fmt: skip
+        return [_stopped(host.name, ours, CellAction.FAIL, problem)]
     if server is None or server.needs_key:
         why = "asks for a key" if server else "no model server answers"
         problem = Problem(code="no-server", message=f"{why} on port {port} of {host.name}", remedy="fleet ps --foreign")

@@ -122,6 +122,15 @@ def test_a_requested_depth_or_concurrency_that_is_not_there_is_missed() -> None:
             parsers.llama_benchy(document, BENCHY_PART.model_copy(update=change))
 
 
+def test_a_run_that_llama_benchy_leaves_out_silently_is_missed() -> None:
+    """Seen with a model that stopped early: mean and deviation 0.00 over one of two runs."""
+    document = json.loads(text("llama-benchy.json"))
+    document["benchmarks"][0]["tg_throughput"]["values"].pop()
+    with pytest.raises(BenchOutputError) as raised:
+        parsers.llama_benchy(benchy(document), BENCHY_PART)
+    assert "1 of 2 runs of tg at depth 0" in raised.value.message
+
+
 def test_a_speed_of_zero_is_no_result() -> None:
     document = json.loads(text("llama-benchy.json"))
     document["benchmarks"][0]["tg_throughput"]["mean"] = 0.0
