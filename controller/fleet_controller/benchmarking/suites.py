@@ -95,6 +95,6 @@ def read_suite(path: Path) -> Suite:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
         raise SuiteError(
-            f"{path}: {where}: {first['msg']}", "correct the file; docs/benchmarks.md has an example"
+            f"{path}: {where}: {first['msg']}", "correct the file; docs/bench.md has an example"
         ) from None
     return suite.model_copy(update={"name": suite.name or path.stem})
