@@ -132,7 +132,7 @@ def _ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
 
 
 def _measured(answers: list[dict[str, Any]], cell: PlannedCell) -> dict[str, Any]:
-    """The result of the step that measured, with the version that the engine's install told. Raises BenchOutputError."""
+    """The result of the step that measured, with the version that the engine's install told. Or BenchOutputError."""
     found = [answer for answer in answers if "outcome" in answer]
     if not found:
         raise BenchOutputError("bench-incomplete", "the job ended without a measurement")
