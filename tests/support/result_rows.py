@@ -5,7 +5,7 @@ from typing import Any
 from fleet_controller.results.columns import Result
 
 
-def decode(mean: float = 100.0, deviation: float | None = 1.0, **columns: Any) -> Result:
+def decode(mean: float | None = 100.0, deviation: float | None = 1.0, **columns: Any) -> Result:
     """A decode figure of llama-bench on gpu1."""
     values: dict[str, Any] = {
         "run_id": "r1",

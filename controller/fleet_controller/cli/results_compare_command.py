@@ -66,10 +66,10 @@ def _row(cell: Comparison) -> tuple[str, ...]:
         low, high = cell.difference.low / first.mean, cell.difference.high / first.mean
         interval = f"{low:+.1%} to {high:+.1%}"
     return (
-        first.model,
-        first.quantization or "-",
+        _both(first.model, cell.second.result.model),
+        _both(first.quantization, cell.second.result.quantization),
         first.test,
-        first.client,
+        _both(first.client, cell.second.result.client),
         figure(first),
         figure(cell.second.result),
         first.unit,
@@ -79,12 +79,17 @@ def _row(cell: Comparison) -> tuple[str, ...]:
     )
 
 
+def _both(first: str, second: str) -> str:
+    """A's and, where it is another, B's."""
+    return (first or "-") if first == second else f"{first or '-'} | {second or '-'}"
+
+
 def _sentence(line: Overall) -> str:
     undecided = line.cells - line.faster - line.slower
     tests = "1 test" if line.cells == 1 else f"{line.cells} tests"
     return (
-        f"{line.metric.value}: B is faster in {line.faster} and slower in {line.slower} of {tests}, no difference shown in "
-        f"{undecided}; B / A is {line.ratio:.3f} (geometric mean)"
+        f"{line.metric.value}: B is faster in {line.faster} and slower in {line.slower} of {tests}, no difference shown "
+        f"in {undecided}; B / A is {line.ratio:.3f} (geometric mean)"
     )
 
 

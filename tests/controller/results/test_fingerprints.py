@@ -1,5 +1,7 @@
 """What makes two rows comparable, and the weaker level."""
 
+from typing import Any
+
 import pytest
 
 from fleet_controller.results import columns as result_columns
@@ -7,7 +9,7 @@ from fleet_controller.results.columns import FINGERPRINT_COLUMNS, Metric, Result
 from fleet_controller.results.comparability import Level, comparability, depth_range, error_bar, near_depth, nearest
 from support.result_rows import decode
 
-OTHER_VALUES = {
+OTHER_VALUES: dict[str, Any] = {
     "host": "gpu2",
     "chip": "NVIDIA H100",
     "device_count": 2,
@@ -96,7 +98,7 @@ def test_the_error_bar_of_a_near_row_is_wider() -> None:
     row = decode(100.0, 1.0)
     equal, near = error_bar(row), error_bar(row, Level.NEAR)
     assert equal is not None and near is not None
-    assert (near[0], near[1]) == (pytest.approx(equal[0] - 17.0), pytest.approx(equal[1] + 17.0))
+    assert near == pytest.approx((equal[0] - 17.0, equal[1] + 17.0))
     assert error_bar(decode(100.0, 2.0, repetitions=0)) == (98.0, 102.0)
     assert error_bar(Result(**decode().model_dump(exclude={"mean"}), mean=None)) is None
 

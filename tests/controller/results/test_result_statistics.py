@@ -66,7 +66,7 @@ def test_welch_on_a_worked_example() -> None:
     first = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
     second = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
     estimates = [Estimate(statistics.fmean(x), statistics.stdev(x), len(x)) for x in (first, second)]
-    found = welch(*estimates)
+    found = welch(estimates[0], estimates[1])
     error = math.hypot(*(estimate.standard_error for estimate in estimates))
     assert -found.difference / error == pytest.approx(-2.46, abs=0.005)
     assert found.degrees_of_freedom == pytest.approx(25.0, abs=0.05)

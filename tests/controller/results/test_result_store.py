@@ -55,7 +55,8 @@ def test_a_run_comes_back_as_it_was(database: StateDatabase) -> None:
     back = load_results(database)
     limits = {"confidence_low", "confidence_high"}
     assert [row.model_dump(exclude=limits) for row in back] == [row.model_dump(exclude=limits) for row in rows]
-    assert all(row.confidence_low is not None and row.confidence_low < row.mean < row.confidence_high for row in back)
+    assert back[0].confidence_low == pytest.approx(100.0 - 12.706 * 0.5, abs=0.01)
+    assert back[0].confidence_high == pytest.approx(100.0 + 12.706 * 0.5, abs=0.01)
     assert load_run(database, "r1") == run
     assert load_device_samples(database, "r1") == samples
     assert load_run(database, "r2") is None
@@ -97,7 +98,7 @@ def test_filters(database: StateDatabase) -> None:
     ]
     save_results(database, rows)
 
-    def means(**filters: object) -> list[float | None]:
+    def means(**filters: object) -> list[float]:
         wanted = Filter(**filters)  # type: ignore[arg-type]
         assert count_results(database, wanted) == len(list(select_results(database, wanted)))
         return sorted(row.mean or 0 for _, row in select_results(database, wanted))
