@@ -88,8 +88,8 @@ def _sentence(line: Overall) -> str:
     undecided = line.cells - line.faster - line.slower
     tests = "1 test" if line.cells == 1 else f"{line.cells} tests"
     return (
-        f"{line.metric.value}: B is faster in {line.faster} and slower in {line.slower} of {tests}, no difference shown "
-        f"in {undecided}; B / A is {line.ratio:.3f} (geometric mean)"
+        f"{line.metric.value}: B is faster in {line.faster} and slower in {line.slower} of {tests}, "
+        f"no difference shown in {undecided}; B / A is {line.ratio:.3f} (geometric mean)"
     )
 
 
