@@ -5,7 +5,6 @@ why there is one text for all hosts.
 """
 
 import contextlib
-import http.server
 import random
 import threading
 from collections.abc import Iterator
@@ -45,6 +44,8 @@ def corpus() -> bytes:
 @contextlib.contextmanager
 def served_corpus() -> Iterator[str]:
     """The URL of the text on a loopback port, for as long as the block runs."""
+    import http.server  # only where a client wants a book: the agent's server process checks steps and stays light
+
     text = corpus()
 
     class Handler(http.server.BaseHTTPRequestHandler):

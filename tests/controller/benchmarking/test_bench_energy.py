@@ -1,6 +1,7 @@
 """Energy per token: the integral of power over the decode part, from the tools' own times."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_joules_per_token() -> None:
 
 
 def test_a_second_in_which_a_device_tells_no_power_is_left_out() -> None:
-    samples = [
+    samples: list[dict[str, Any]] = [
         {"seconds": 1.0, "devices": [{"power_watts": 100.0}, {"power_watts": 50.0}]},
         {"seconds": 2.0, "devices": [{"power_watts": 100.0}, {}]},
         {"seconds": 3.0},
