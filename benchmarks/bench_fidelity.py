@@ -31,7 +31,7 @@ SUITE = "fidelity"
 # Strangers are not judged: whether the machine is quiet is shown by the load in the report, and hits both sides alike.
 SUITE_YAML = """idle: {foreign_cpu_percent: 0}
 parts:
-  - {prompt_tokens: 512, generation_tokens: 128, repetitions: 5}
+  - {prompt_tokens: 256, generation_tokens: 32, repetitions: 5}
 """
 BUDGET_SECONDS = 2.0
 
