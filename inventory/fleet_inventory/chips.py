@@ -30,7 +30,11 @@ class ChipKind(StrEnum):
 
 
 class Chip(Frozen):
-    """Published figures of one chip. GB are 10^9 bytes; None is unknown; `verified` says how far they were checked."""
+    """Published figures of one chip. GB are 10^9 bytes; None is unknown; `verified` says how far they were checked.
+
+    Operations are dense: `fp32_tflops` of vector units, `fp16_tflops` of matrix units with 32-bit sums (half rate on
+    GeForce cards), `int8_tops` of matrix units.
+    """
 
     name: str
     kind: ChipKind
@@ -38,6 +42,7 @@ class Chip(Frozen):
     device_names: tuple[str, ...] = ()
     memory_gb: tuple[int, int]  # smallest and largest that is sold
     bandwidth_gb_per_second: Figure
+    fp32_tflops: Figure | None = None
     fp16_tflops: Figure | None = None
     int8_tops: Figure | None = None
     note: str = ""
