@@ -10,11 +10,11 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from fleet_agent.addresses import is_loopback
+
 # No byte for that long is a cut connection, whatever the kernel believes of it.
 SILENCE_SECONDS = 60.0
 USER_AGENT = "fleet-agent"
-
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # What a cut, refused or silent connection raises. HTTPError (an answer) is a URLError, too: catch it before these.
 CONNECTION_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, socket.timeout, TimeoutError)
@@ -23,7 +23,7 @@ CONNECTION_ERRORS = (urllib.error.URLError, http.client.HTTPException, Connectio
 def may_carry_token(url: str) -> bool:
     """A token goes over https, or to this machine itself; never in the clear over a network."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.hostname or "") in LOOPBACK_HOSTS
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def open_url(source: Source, headers: Mapping[str, str] | None = None) -> Any:
 
 def _proxies(url: str) -> dict[str, str]:
     """The host's proxies; none for this machine itself."""
-    if (urlsplit(url).hostname or "") in LOOPBACK_HOSTS:
+    if is_loopback(urlsplit(url).hostname or ""):
         return {}
     return urllib.request.getproxies()

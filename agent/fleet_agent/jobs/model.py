@@ -142,6 +142,13 @@ class VerifyFileStep:
 
 
 @dataclass(frozen=True)
+class InstallerScriptStep:
+    url: str = ""
+    sha256: str = ""
+    tool: str = ""
+
+
+@dataclass(frozen=True)
 class RunToolStep:
     tool: ToolRef = ToolRef()
     arguments: tuple[str, ...] = ()
@@ -218,6 +225,7 @@ StepKind = (
     | HealthProbeStep
     | ChatProbeStep
     | BenchStep
+    | InstallerScriptStep
 )
 
 
@@ -237,6 +245,7 @@ class Step:
     health_probe: HealthProbeStep | None = None
     chat_probe: ChatProbeStep | None = None
     bench: BenchStep | None = None
+    installer_script: InstallerScriptStep | None = None
 
     @property
     def kind(self) -> StepKind:

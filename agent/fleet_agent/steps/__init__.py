@@ -30,6 +30,7 @@ MODULES: dict[type[Any], str] = {
     model.HealthProbeStep: "health_probe",
     model.ChatProbeStep: "chat_probe",
     model.BenchStep: "bench",
+    model.InstallerScriptStep: "installer_script",
 }
 
 

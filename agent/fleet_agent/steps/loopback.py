@@ -1,12 +1,12 @@
 """HTTP to a server on this very machine: no proxy, no redirect, nothing but loopback."""
 
 import http.client
-import ipaddress
 import json
 import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
+from fleet_agent.addresses import is_loopback
 from fleet_agent.jobs.errors import JobProblem, SpecProblem
 
 ANSWER_BYTES = 8 << 20
@@ -30,15 +30,6 @@ def target_of(url: str) -> Target:
     if parts.scheme != "http" or port is None or parts.username is not None or not is_loopback(host):
         raise SpecProblem(f"{url!r} is no http URL of this machine", 'like "http://127.0.0.1:8080/health"')
     return Target(host, port, parts.path or "/")
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def ask(

@@ -12,7 +12,7 @@ from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.facts import EngineFacts, GpuFacts, HostFacts
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact
 from fleet_controller.domain.services import ApiKey, MetricsProbe, ReadinessProbe, ToolRun
-from fleet_controller.domain.steps import Step, ToolRef
+from fleet_controller.domain.steps import InstallerScript, Step, ToolRef
 
 
 class BackendError(Exception):
@@ -33,7 +33,8 @@ class InstallRequest(Frozen):
     """`version` in the backend's own forms, empty = the pin; `engine_path` = a folder of binaries to adopt.
 
     `requirements` are packages that a model needs beside a Python backend. `offline_folder`: an absolute folder on the
-    host with wheels, source or release archives; nothing is fetched for the engine then.
+    host with wheels, source or release archives; nothing is fetched for the engine then. `installer`: the maker's own
+    script that a person agreed to, None = nobody did.
     """
 
     version: str = ""
@@ -41,6 +42,7 @@ class InstallRequest(Frozen):
     gpus: tuple[GpuFacts, ...] = ()
     requirements: tuple[str, ...] = ()
     offline_folder: str = ""
+    installer: InstallerScript | None = None
 
 
 class Installation(Frozen):
@@ -187,6 +189,15 @@ class KeepsModels(Protocol):
     def store_warning(self, artifact: ModelArtifact) -> str:
         """What a person should know of a model that it fetches; "" = nothing."""
         ...
+
+
+@runtime_checkable
+class HasInstaller(Protocol):
+    """The trait of backends that come by a script of their maker only. It is run where a person has agreed to it."""
+
+    installer_url: str
+
+    def is_present(self, facts: HostFacts) -> bool: ...
 
 
 @runtime_checkable

@@ -29,14 +29,15 @@ from fleet_controller.backends.base import (
     engines_of,
     hub_snapshot_dir,
 )
-from fleet_controller.domain.addresses import LOOPBACK_ADDRESSES
+from fleet_controller.domain.addresses import is_loopback
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import GGUF, LMSTUDIO, MLX, ModelArtifact
 from fleet_controller.domain.services import ReadinessProbe, ToolRun
-from fleet_controller.domain.steps import RunToolStep, Step, ToolRef
+from fleet_controller.domain.steps import InstallerScript, InstallerScriptStep, RunToolStep, Step, ToolRef
 
 LMS = ToolRef(name="lms")
-INSTALL_COMMAND = "curl -fsSL https://lmstudio.ai/install.sh | bash"  # https://lmstudio.ai/docs, Linux and macOS
+INSTALLER_URL = "https://lmstudio.ai/install.sh"  # https://lmstudio.ai/docs, Linux and macOS
+INSTALL_COMMAND = f"curl -fsSL {INSTALLER_URL} | bash"
 GREETING_PATH = "/lmstudio-greeting"
 ALREADY_IMPORTED = "Target file already exists"  # src/subcommands/importCmd.ts, exit code 1
 # Nobody else's model has such an identifier, so that nobody else's is ever unloaded.
@@ -50,6 +51,9 @@ SLOWEST_LOAD_BYTES_PER_SECOND = 100_000_000
 DAEMON_LIMIT_SECONDS = 120.0  # the first start of a day may update it
 SHORTEST_LOAD_LIMIT_SECONDS = 180.0
 DOWNLOAD_STALL_SECONDS = 900.0
+MISSING = "lm-studio-missing"
+# Guessed, as no real one has been installed: the daemon with its first runtimes.
+DISK_BYTES = 3 * 1024**3
 
 
 class LmStudio:
@@ -60,6 +64,7 @@ class LmStudio:
     default_port = 1234
     offloads = False  # `--gpu max`
     shared_port_path = GREETING_PATH
+    installer_url = INSTALLER_URL
 
     def unsupported_reason(self, facts: HostFacts) -> str | None:
         system = facts.system
@@ -70,13 +75,16 @@ class LmStudio:
     def uses_gpus(self, facts: HostFacts) -> bool:
         return bool(facts.gpus)
 
+    def is_present(self, facts: HostFacts) -> bool:
+        return any(tool.name == LMS.name for tool in facts.tools) or bool(engines_of(facts, self.name))
+
     def plan_install(self, facts: HostFacts, request: InstallRequest) -> Installation:
-        """What is there is used; nothing is installed. Raises BackendError (refused)."""
+        """What is there is used; else its maker's script, where a person agreed. Raises BackendError (refused)."""
         if request.version:
             raise BackendError(
                 "no-versions",
                 "LM Studio has no versions side by side: it is one program per user, which updates itself",
-                "leave --backend-version out; on the host, `lms runtime update` and `lms daemon update` update it",
+                "leave the version out; on the host, `lms runtime update` and `lms daemon update` update it",
                 refused=True,
             )
         if request.engine_path or request.offline_folder:
@@ -86,16 +94,18 @@ class LmStudio:
                 "name the path of `lms` under `tools` of the host in hosts.yaml, then `fleet up` it again",
                 refused=True,
             )
-        if not any(tool.name == LMS.name for tool in facts.tools) and not engines_of(facts, self.name):
-            user = f" as {facts.system.user}" if facts.system.user else ""
+        if self.is_present(facts):
+            return Installation(backend=self.name, version="", install_key="")
+        user = f" as {facts.system.user}" if facts.system.user else ""
+        if request.installer is None:
             raise BackendError(
-                "lm-studio-missing",
-                "LM Studio is not on this host (no `lms` in the PATH nor in ~/.lmstudio/bin), and fleet does not run "
-                "its maker's install script by itself",
-                f"log in there{user}, run its official installer: {INSTALL_COMMAND} - and repeat this command",
+                MISSING,
+                "LM Studio is not on this host (no `lms` in the PATH nor in ~/.lmstudio/bin), and its maker's install "
+                "script is run only where somebody agrees to it",
+                f"repeat this command with --install-lm-studio, or log in there{user} and run {INSTALL_COMMAND}",
                 refused=True,
             )
-        return Installation(backend=self.name, version="", install_key="")
+        return _installation(request.installer, user)
 
     def model_path(self, artifact: ModelArtifact, hf_home: str) -> str:
         """The path within LM Studio's store, as `lms ls --json` shows it under "path"."""
@@ -115,7 +125,7 @@ class LmStudio:
 
     def serve(self, installation: Installation, options: ServeOptions) -> ServeCommand:
         """Raises BackendError (refused) for an address that others reach: `lms` has no way to ask for a key."""
-        if options.host not in LOOPBACK_ADDRESSES and not options.host.startswith("127."):
+        if not is_loopback(options.host):
             raise BackendError(
                 "no-api-key",
                 f"LM Studio's server takes no API key through lms, so it may not listen on {options.host}",
@@ -176,6 +186,22 @@ class LmStudio:
             f"LM Studio itself fetches {artifact.repository}{size} where it lacks it, newest revision, unchecked; "
             f"it chooses the quantization by the hardware, {artifact.quantization} is what the catalog expects"
         )
+
+
+def _installation(script: InstallerScript, user: str) -> Installation:
+    step = InstallerScriptStep(url=script.url, sha256=script.sha256, tool=LMS.name)
+    warning = (
+        f"LM Studio's maker installs by a script, which runs{user} and which fleet has not read: "
+        f"{script.url}, sha256 {script.sha256}"
+    )
+    return Installation(
+        backend=LmStudio.name,
+        version="",
+        install_key="",
+        steps=(Step(name="install LM Studio", installer_script=step),),
+        disk_bytes=DISK_BYTES,
+        warnings=(warning,),
+    )
 
 
 def _run(limit_seconds: float, *arguments: str) -> ToolRun:

@@ -2,6 +2,8 @@
 
 import typer
 
+from fleet_controller.cli.installer_question import INSTALL_LM_STUDIO, INSTALL_LM_STUDIO_HELP
+
 app = typer.Typer(
     help="The engines on the hosts: versions lie side by side, and what a model needs is never taken away.",
     no_args_is_help=True,
@@ -42,6 +44,7 @@ def install(
     version: str = VERSION,
     offline: str = OFFLINE,
     engine_path: str = ENGINE_PATH,
+    install_lm_studio: bool = typer.Option(False, INSTALL_LM_STUDIO, help=INSTALL_LM_STUDIO_HELP),
     dry_run: bool = DRY_RUN,
     yes: bool = YES,
     as_json: bool = JSON,
@@ -52,6 +55,7 @@ def install(
     run_change(
         ChangeOptions("install", hosts, dry_run, yes, as_json),
         backend=backend, version=version, offline_folder=offline, engine_path=engine_path,
+        run_installer=install_lm_studio,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import typer
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import follow_events, leave_with, outcome
 from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, report
+from fleet_controller.cli.installer_question import may_ask_for_script
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import GREEN, RED, YELLOW, confirm, duration, gibibytes, print_json, print_table
 from fleet_controller.cli.plan_view import print_commands
@@ -128,12 +129,17 @@ async def _change(options: ChangeOptions, request: controller_pb2.EnginesRequest
     shown = sys.stderr if options.as_json else sys.stdout
     finished: list[controller_pb2.HostEvent] = []
     async with connected_controller() as controller:
-        plan = await controller.PlanEngines(request)
+        plan, asks_about_script = await controller.PlanEngines(request), False
+        installs = request.action == controller_pb2.ENGINES_ACTION_INSTALL
+        if installs and may_ask_for_script(plan.hosts, agreed=request.run_installer, dry_run=options.dry_run):
+            request.run_installer = asks_about_script = True
+            plan = await controller.PlanEngines(request)
         if not (options.dry_run and options.as_json):
             print_engines_plan(plan, options.dry_run, shown)
         to_run = [host.host for host in plan.hosts if host.verdict == controller_pb2.ENGINES_VERDICT_CHANGE]
         if to_run and not options.dry_run:
-            if not confirm(f"{options.command.capitalize()} on {', '.join(to_run)}?", options.yes):
+            question = f"{options.command.capitalize()} on {', '.join(to_run)}?"
+            if not confirm(question, options.yes and not asks_about_script):
                 raise typer.Exit(0)
             events = controller.ChangeEngines(controller_pb2.ChangeEnginesRequest(plan_id=plan.plan_id))
             finished = await follow_events(events, quiet=options.as_json)

@@ -2,6 +2,8 @@
 
 import typer
 
+from fleet_controller.cli.installer_question import INSTALL_LM_STUDIO, INSTALL_LM_STUDIO_HELP
+
 HOSTS_HELP = "Hosts: names, globs (gpu*), @groups, !exclusions, commas."
 
 
@@ -70,6 +72,7 @@ def deploy(
         metavar="REFERENCE",
         help="Key that clients must send: env:NAME or file:/path, never the key itself. Needed with --bind.",
     ),
+    install_lm_studio: bool = typer.Option(False, INSTALL_LM_STUDIO, help=INSTALL_LM_STUDIO_HELP),
     wait: bool = typer.Option(False, "--wait", help="Wait until no bench has the devices for itself any more."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
@@ -100,6 +103,7 @@ def deploy(
         vision=vision,
         service_name=name,
         offline_folder=offline,
+        run_installer=install_lm_studio,
         wait=wait,
         dry_run=dry_run,
         yes=yes,

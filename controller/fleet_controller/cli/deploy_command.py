@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import follow_events, leave_with, outcome
 from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.installer_question import may_ask_for_script
 from fleet_controller.cli.messages import plain
 from fleet_controller.cli.output import confirm, print_json, print_table
 from fleet_controller.cli.plan_view import print_plan
@@ -43,6 +44,7 @@ class DeployOptions:
     vision: bool | None
     service_name: str
     offline_folder: str
+    run_installer: bool
     wait: bool
     dry_run: bool
     yes: bool
@@ -70,7 +72,10 @@ def _demand_reference(api_key: str) -> None:
 
 async def _deploy(options: DeployOptions) -> None:
     async with connected_controller() as controller:
-        plan = await _plan(controller, options)
+        plan, asks_about_script = await _plan(controller, options), False
+        if may_ask_for_script(plan.hosts, agreed=options.run_installer, dry_run=options.dry_run):
+            options, asks_about_script = replace(options, run_installer=True), True
+            plan = await _plan(controller, options)
         shown = sys.stderr if options.as_json else sys.stdout
         if not (options.dry_run and options.as_json):
             print_plan(plan, with_commands=options.dry_run, stream=shown)
@@ -78,7 +83,7 @@ async def _deploy(options: DeployOptions) -> None:
         finished: list[controller_pb2.HostEvent] = []
         if to_run and not options.dry_run:
             names = ", ".join(host.host for host in to_run)
-            if not confirm(f"Deploy to {names}?", options.yes):
+            if not confirm(f"Deploy to {names}?", options.yes and not asks_about_script):
                 raise typer.Exit(0)
             events = controller.Deploy(controller_pb2.DeployRequest(plan_id=plan.plan_id))
             finished = await follow_events(events, quiet=options.as_json)
@@ -126,6 +131,7 @@ def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:
         vision=options.vision,
         service_name=options.service_name,
         offline_folder=options.offline_folder,
+        run_installer=options.run_installer,
     )
 
 

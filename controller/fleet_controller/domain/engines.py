@@ -5,6 +5,7 @@ from enum import StrEnum
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import EngineFacts
 from fleet_controller.domain.plan import PlannedCommand
+from fleet_controller.domain.steps import InstallerScript
 
 
 class InstallUse(Frozen):
@@ -77,6 +78,9 @@ class EnginesRequest(Frozen):
     engine_path: str = ""
     install_only: bool = False
     keep: int = 1
+    run_installer: bool = False
+    # The script that was agreed to, where a host needs it; set by the controller, never on the wire.
+    installer: InstallerScript | None = None
 
 
 class EnginesVerdict(StrEnum):

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from fleet_controller.domain.base import EnvironmentVariable, Frozen, Problem
 from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.domain.steps import InstallerScript
 
 
 class FitVerdict(StrEnum):
@@ -84,3 +85,6 @@ class DeployRequest(Frozen):
     dtype: str = ""
     vision: bool | None = None
     service_name: str = ""
+    run_installer: bool = False
+    # The script that was agreed to, where a host needs it; set by the controller, never on the wire.
+    installer: InstallerScript | None = None

@@ -101,6 +101,19 @@ class RunToolStep(Frozen):
     already_done_text: str = ""
 
 
+class InstallerScript(Frozen):
+    """A maker's own install script as it was when a person agreed to it."""
+
+    url: str
+    sha256: str
+
+
+class InstallerScriptStep(Frozen):
+    url: str
+    sha256: str
+    tool: str
+
+
 class HealthProbeStep(Frozen):
     url: str
     timeout_seconds: float = 30.0
@@ -164,6 +177,7 @@ class Step(Frozen):
     health_probe: HealthProbeStep | None = None
     chat_probe: ChatProbeStep | None = None
     bench: BenchStep | None = None
+    installer_script: InstallerScriptStep | None = None
 
 
 class JobSpec(Frozen):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 
-from fleet_controller.domain.addresses import LOOPBACK_ADDRESSES, base_url
+from fleet_controller.domain.addresses import base_url, is_loopback
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.services import ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.forwarding.record import Forward
@@ -95,7 +95,7 @@ def ways_to(host: HostServices, spec: ServiceSpec, forward: Forward | None) -> t
     if host.transport == LOCAL_TRANSPORT:
         return (Way(via=Via.LOCAL, base_url=base_url(address_on_host(spec.bind_address), spec.port)),)
     ways = []
-    if spec.bind_address not in LOOPBACK_ADDRESSES:
+    if not is_loopback(spec.bind_address):
         address = host.address if spec.bind_address in WILDCARD_ADDRESSES else spec.bind_address
         ways.append(Way(via=Via.NETWORK, base_url=base_url(address, spec.port)))
     if forward is not None and forward.is_kept_up and leads_to(forward, spec):

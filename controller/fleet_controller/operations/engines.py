@@ -20,6 +20,7 @@ from fleet_controller.domain.facts import EngineFacts
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.fanout import as_they_finish, merged
 from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.installers import with_installer
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import catalog
 from fleet_controller.planning.engine_removal import matching
@@ -70,6 +71,7 @@ async def plan(context: FleetContext, request: EnginesRequest) -> StoredEnginesP
     needs = needs_from(catalog(), request)
     states = await asyncio.gather(*(gather(context, host) for host in hosts))
     _demand_installed(request, states)
+    request = await with_installer(request, [state.facts for state in states if isinstance(state, EngineState)])
     planned = tuple(_of_host(host, state, request, needs) for host, state in zip(hosts, states, strict=True))
     body = "".join(item.model_dump_json() for item in planned)
     plan_id = hashlib.sha256(f"engines {request.model_dump_json()}{body}".encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ from fleet_controller.domain.plan import DeployRequest, HostPlan
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.installers import with_installer
 from fleet_controller.operations.options import demand_options
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
@@ -66,6 +67,7 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
     )
     models = dict(zip(hubs, found, strict=True))
     _raise_where_nothing_resolves(models)
+    request = await with_installer(request, [state.facts for state in states if isinstance(state, HostState)])
     planned = [_plan_of(host, state, request, models[_hub(host)]) for host, state in zip(hosts, states, strict=True)]
     body = "".join(host.model_dump_json() for host in planned)
     plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]

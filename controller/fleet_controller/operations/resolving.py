@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fleet_controller.domain.addresses import is_loopback
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.operations.problems import OperationError
@@ -75,4 +76,4 @@ def _token(request: DeployRequest, endpoint: str, reference: str) -> str | None:
 
 def _may_carry_token(endpoint: str) -> bool:
     parts = urlsplit(endpoint)
-    return parts.scheme == "https" or (parts.hostname or "") in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")

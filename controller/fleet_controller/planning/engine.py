@@ -57,6 +57,7 @@ def choose_installation(
         gpus=gpus,
         requirements=overrides.requirements,
         offline_folder=request.offline_folder,
+        installer=request.installer,
     )
     present = running.spec if running is not None and running.spec.backend == backend.name else None
     is_open = not request.backend_version and not request.engine_path

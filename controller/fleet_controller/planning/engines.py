@@ -99,6 +99,7 @@ def _installation(host: Host, facts: HostFacts, request: EnginesRequest, needs: 
         gpus=visible_gpus(facts, host.environment) if backend.uses_gpus(facts) else (),
         requirements=needs.requirements,
         offline_folder=request.offline_folder,
+        installer=request.installer,
     )
     return backend.plan_install(facts, wanted)
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from fleet_controller.backends import Backend
 from fleet_controller.backends.base import KeepsModels
-from fleet_controller.domain.addresses import base_url
+from fleet_controller.domain.addresses import base_url, is_loopback
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.resolved import GGUF, ModelArtifact
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.domain.steps import ChatProbeStep, HubDownloadStep, JobSpec, Step, VerifyFileStep
-from fleet_controller.planning.secrets import is_loopback, secret_path, with_hub_token
+from fleet_controller.planning.secrets import secret_path, with_hub_token
 from fleet_controller.planning.service import LOOPBACK
 from fleet_inventory.hosts import Host
 

@@ -2,6 +2,7 @@
 
 from fleet_controller.backends import BACKENDS, Backend
 from fleet_controller.backends.base import BackendError, Installation, KeepsModels, SharesServer
+from fleet_controller.domain.addresses import is_loopback
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.facts import GpuFacts, HostFacts
@@ -16,7 +17,6 @@ from fleet_controller.planning.engine import choose_installation, computing_gpus
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
-from fleet_controller.planning.secrets import is_loopback
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
 from fleet_controller.planning.wishes import as_asked, filled
 from fleet_inventory.hosts import Host

@@ -15,6 +15,7 @@ from fleet_controller.domain.steps import (
     CmakeBuildStep,
     GitCheckoutStep,
     HubDownloadStep,
+    InstallerScriptStep,
     PythonEnvironmentStep,
     SourceArchiveStep,
     Step,
@@ -120,12 +121,20 @@ def _step(facts: HostFacts, step: Step) -> Iterator[PlannedCommand]:
     elif step.run_tool:
         argv = (tool_path(facts, step.run_tool.tool), *step.run_tool.arguments)
         yield PlannedCommand(purpose="run", argv=argv, environment=step.run_tool.environment)
+    elif step.installer_script:
+        yield _installer_script(facts, step.installer_script)
     elif step.bench:
         yield from _bench(facts, step.bench)
     elif step.health_probe:
         yield PlannedCommand(purpose="health probe", description=f"GET {step.health_probe.url}")
     elif step.chat_probe:
         yield _chat_probe(step.chat_probe)
+
+
+def _installer_script(facts: HostFacts, step: InstallerScriptStep) -> PlannedCommand:
+    path = f"{facts.layout.state_dir}/installers/{step.sha256}.sh"
+    text = f"fetched from {step.url}, and run only where its sha256 is {step.sha256}"
+    return PlannedCommand(purpose="install", argv=("/bin/bash", path), description=text)
 
 
 def _bench(facts: HostFacts, step: BenchStep) -> Iterator[PlannedCommand]:

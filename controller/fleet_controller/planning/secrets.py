@@ -2,6 +2,7 @@
 
 from fleet_controller.backends import Backend
 from fleet_controller.backends.base import TakesApiKey
+from fleet_controller.domain.addresses import is_loopback
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.services import ApiKey
@@ -45,10 +46,6 @@ def api_key_of(backend: Backend, request: DeployRequest) -> ApiKey | None:
     if not request.api_key or not isinstance(backend, TakesApiKey):
         return None
     return backend.api_key(api_key_secret(request.api_key_id))
-
-
-def is_loopback(address: str) -> bool:
-    return address == "::1" or address.startswith("127.")
 
 
 def with_hub_token(host: Host, facts: HostFacts, steps: tuple[Step, ...]) -> tuple[Step, ...]:

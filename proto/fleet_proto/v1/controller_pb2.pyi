@@ -562,6 +562,7 @@ class PlanDeployRequest(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     VISION_FIELD_NUMBER: _builtins.int
     SERVICE_NAME_FIELD_NUMBER: _builtins.int
+    RUN_INSTALLER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """"glm-4.7-flash", "qwen3.5-9b:Q8_0", a path on the hosts, or "" with repository"""
     pattern: _builtins.str
@@ -594,6 +595,8 @@ class PlanDeployRequest(_message.Message):
     """absent = with the projector where the model has one"""
     service_name: _builtins.str
     """empty = the model's name"""
+    run_installer: _builtins.bool
+    """a person agreed to the maker's own install script (LM Studio)"""
     def __init__(
         self,
         *,
@@ -618,10 +621,11 @@ class PlanDeployRequest(_message.Message):
         dtype: _builtins.str = ...,
         vision: _builtins.bool | None = ...,
         service_name: _builtins.str = ...,
+        run_installer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_memory_fraction", b"_memory_fraction", "_port", b"_port", "_speculative", b"_speculative", "_tensor_parallel", b"_tensor_parallel", "_vision", b"_vision", "context_length", b"context_length", "max_parallel", b"max_parallel", "memory_fraction", b"memory_fraction", "port", b"port", "speculative", b"speculative", "tensor_parallel", b"tensor_parallel", "vision", b"vision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_memory_fraction", b"_memory_fraction", "_port", b"_port", "_speculative", b"_speculative", "_tensor_parallel", b"_tensor_parallel", "_vision", b"_vision", "api_key", b"api_key", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "dtype", b"dtype", "engine_path", b"engine_path", "flash_attention", b"flash_attention", "kv_cache_type", b"kv_cache_type", "max_parallel", b"max_parallel", "memory_fraction", b"memory_fraction", "model", b"model", "offline_folder", b"offline_folder", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository", "service_name", b"service_name", "speculative", b"speculative", "tensor_parallel", b"tensor_parallel", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_max_parallel", b"_max_parallel", "_memory_fraction", b"_memory_fraction", "_port", b"_port", "_speculative", b"_speculative", "_tensor_parallel", b"_tensor_parallel", "_vision", b"_vision", "api_key", b"api_key", "backend", b"backend", "backend_version", b"backend_version", "bind_address", b"bind_address", "context_length", b"context_length", "dtype", b"dtype", "engine_path", b"engine_path", "flash_attention", b"flash_attention", "kv_cache_type", b"kv_cache_type", "max_parallel", b"max_parallel", "memory_fraction", b"memory_fraction", "model", b"model", "offline_folder", b"offline_folder", "pattern", b"pattern", "port", b"port", "quantization", b"quantization", "repository", b"repository", "run_installer", b"run_installer", "service_name", b"service_name", "speculative", b"speculative", "tensor_parallel", b"tensor_parallel", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
     _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
@@ -1074,6 +1078,7 @@ class EnginesRequest(_message.Message):
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     INSTALL_ONLY_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    RUN_INSTALLER_FIELD_NUMBER: _builtins.int
     action: Global___EnginesAction.ValueType
     pattern: _builtins.str
     backend: _builtins.str
@@ -1089,6 +1094,8 @@ class EnginesRequest(_message.Message):
     """UPGRADE: services stay where they are"""
     keep: _builtins.int
     """COLLECT: newest installs of each backend that have served and stay; at least 1"""
+    run_installer: _builtins.bool
+    """a person agreed to the maker's own install script (LM Studio)"""
     def __init__(
         self,
         *,
@@ -1101,10 +1108,11 @@ class EnginesRequest(_message.Message):
         engine_path: _builtins.str = ...,
         install_only: _builtins.bool = ...,
         keep: _builtins.int = ...,
+        run_installer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backend", b"backend", "engine_path", b"engine_path", "install_key", b"install_key", "install_only", b"install_only", "keep", b"keep", "offline_folder", b"offline_folder", "pattern", b"pattern", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backend", b"backend", "engine_path", b"engine_path", "install_key", b"install_key", "install_only", b"install_only", "keep", b"keep", "offline_folder", b"offline_folder", "pattern", b"pattern", "run_installer", b"run_installer", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,7 @@ class Step(_message.Message):
     HEALTH_PROBE_FIELD_NUMBER: _builtins.int
     CHAT_PROBE_FIELD_NUMBER: _builtins.int
     BENCH_FIELD_NUMBER: _builtins.int
+    INSTALLER_SCRIPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """shown to the user"""
     @_builtins.property
@@ -112,6 +113,8 @@ class Step(_message.Message):
     def chat_probe(self) -> Global___ChatProbeStep: ...
     @_builtins.property
     def bench(self) -> Global___BenchStep: ...
+    @_builtins.property
+    def installer_script(self) -> Global___InstallerScriptStep: ...
     def __init__(
         self,
         *,
@@ -127,12 +130,13 @@ class Step(_message.Message):
         health_probe: Global___HealthProbeStep | None = ...,
         chat_probe: Global___ChatProbeStep | None = ...,
         bench: Global___BenchStep | None = ...,
+        installer_script: Global___InstallerScriptStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench", "installer_script"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -420,6 +424,38 @@ class HubDownloadStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HubDownloadStep: _TypeAlias = HubDownloadStep  # noqa: Y015
+
+@_typing.final
+class InstallerScriptStep(_message.Message):
+    """A maker's own install script, for a program that comes in no other way, run only where a person has agreed to exactly
+    this one. Where the tool is there already nothing is run; after the script it must be there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """https"""
+    sha256: _builtins.str
+    """of what was shown when it was agreed to"""
+    tool: _builtins.str
+    """"lms" """
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        tool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "tool", b"tool", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallerScriptStep: _TypeAlias = InstallerScriptStep  # noqa: Y015
 
 @_typing.final
 class VerifyFileStep(_message.Message):

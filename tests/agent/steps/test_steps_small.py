@@ -17,13 +17,14 @@ from fleet_agent.jobs.model import (
     ChatProbeStep,
     GitCheckoutStep,
     HealthProbeStep,
+    InstallerScriptStep,
     JobState,
     RunToolStep,
     Step,
     ToolRef,
     VerifyFileStep,
 )
-from fleet_agent.steps import MODULES, chat_probe, git_checkout, health_probe, module_for
+from fleet_agent.steps import MODULES, chat_probe, git_checkout, health_probe, installer_script, module_for
 from fleet_agent.steps.output import LineSplitter
 from support.agent_jobs import Agent, problem_of, result_of, state_of
 
@@ -219,3 +220,17 @@ def test_lines_end_at_carriage_returns_too() -> None:
     assert list(splitter.feed(b"ree\n\nfo\xff")) == ["three"]
     assert list(splitter.end()) == ["fo\ufffd"]
     assert len(list(LineSplitter().feed(b"x" * 100_000))) == 1
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        InstallerScriptStep("http://example.com/install.sh", "a" * 64, "lms"),
+        InstallerScriptStep("https://lmstudio.ai/install.sh", "", "lms"),
+        InstallerScriptStep("https://lmstudio.ai/install.sh", "a" * 64, "git"),
+    ],
+)
+def test_only_lm_studio_comes_by_a_script_whose_hash_is_known(step: InstallerScriptStep) -> None:
+    installer_script.check(InstallerScriptStep("https://lmstudio.ai/install.sh", "a" * 64, "lms"))
+    with pytest.raises(SpecProblem):
+        installer_script.check(step)

@@ -21,7 +21,7 @@ from fleet_controller.domain.facts import HostFacts, SystemFacts, ToolFacts
 from fleet_controller.domain.plan import FitVerdict, PlanAction
 from fleet_controller.domain.resolved import GGUF, LMSTUDIO, MLX, ModelArtifact
 from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
-from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.domain.steps import ArtifactFile, InstallerScript
 from fleet_controller.planning.devices import memory_pool
 from fleet_controller.planning.plan import PlannedDeployment
 from support import golden_plans
@@ -154,6 +154,18 @@ def test_a_host_without_it_is_refused_with_the_official_command() -> None:
     assert plan.problem is not None and plan.problem.code == "lm-studio-missing"
     assert INSTALL_COMMAND in plan.problem.remedy
     assert "run" not in {command.purpose for command in plan.commands}
+
+
+def test_install_is_the_script_of_the_notes() -> None:
+    assert INSTALL_COMMAND == "curl -fsSL https://lmstudio.ai/install.sh | bash"
+    script = InstallerScript(url=STUDIO.installer_url, sha256="a" * 64)
+    plan = deploy(facts_of("rtx4090"), run_installer=True, installer=script).plan
+    [command] = [one for one in plan.commands if one.purpose == "install"]
+    assert command.argv[0] == "/bin/bash" and command.argv[1].endswith(f"/installers/{'a' * 64}.sh")
+    assert any(script.url in warning and script.sha256 in warning for warning in plan.warnings)
+    assert plan.install_needed and plan.commands.index(command) == 0
+    present = deploy(with_lms("rtx4090"), run_installer=True, installer=script).plan
+    assert not present.install_needed and not [one for one in present.commands if one.purpose == "install"]
 
 
 def test_where_it_does_not_run() -> None:

@@ -18,6 +18,7 @@ from fleet_inventory.catalog import SHIPPED_FOLDER
 from support.fleet_cli import eventually
 from support.fleet_world import FleetWorld, fleet_world
 from support.stand_in_lms import install
+from support.stand_in_scripts import script_server, script_that_brings
 from support.tiny_model import ANSWER, make_tiny_model
 
 pytestmark = pytest.mark.llama_cpp
@@ -191,8 +192,13 @@ def test_what_goes_wrong_is_said(world: FleetWorld, studio: Studio) -> None:
     assert "LM Studio has no such model in its store: lab/tiny-studio" in eventually(why, "the start fails")
 
 
-def test_a_host_without_lms_is_refused_and_told_the_official_command(world: FleetWorld) -> None:
+def test_a_host_without_lms_is_refused_until_its_makers_script_is_agreed_to(world: FleetWorld, studio: Studio) -> None:
     world.local_hosts("a")
     world.up("a")
-    refused = world.run("deploy", "tiny-studio", "-b", "lm-studio", "-H", "a", "--yes", code=3)
+    deploy = ("deploy", "tiny-studio", "-b", "lm-studio", "-H", "a", "-c", "512", "-p", str(PORT), "--yes")
+    refused = world.run(*deploy, code=3)
     assert "curl -fsSL https://lmstudio.ai/install.sh | bash" in refused.stderr
+    with script_server(script_that_brings(studio.program)) as scripts:
+        done = world.run(*deploy, "--install-lm-studio", extra=scripts.variables)
+    assert scripts.url in done.stdout
+    assert chat("fleet-tiny-studio") == ANSWER
