@@ -94,7 +94,5 @@ def read_suite(path: Path) -> Suite:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise SuiteError(
-            f"{path}: {where}: {first['msg']}", "correct the file; docs/bench.md has an example"
-        ) from None
+        raise SuiteError(f"{path}: {where}: {first['msg']}", "correct the file; docs/bench.md has an example") from None
     return suite.model_copy(update={"name": suite.name or path.stem})
