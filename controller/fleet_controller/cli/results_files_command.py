@@ -1,15 +1,14 @@
 """What `fleet results import` and `fleet results export` do."""
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fleet_controller.cli.client import call, connected_controller
-from fleet_controller.cli.failures import CommandFailure, UsageFailure
+from fleet_controller.cli.failures import UsageFailure
 from fleet_controller.cli.output import print_json, print_table
+from fleet_controller.cli.output_file import write_output
 from fleet_controller.cli.results_list_command import Fetched, ResultFilter, fetch
 from fleet_controller.results.exporting import csv_text, json_text, markdown_text
 from fleet_controller.service.client import LARGEST_MESSAGE_BYTES
@@ -87,26 +86,5 @@ def run_export(wanted: ResultFilter, form: str, output: str) -> None:
     if not output:
         sys.stdout.write(text)
         return
-    try:
-        _replace(Path(output), text)
-    except OSError as error:
-        raise CommandFailure(f"{output} cannot be written: {error.strerror}", "choose another --output") from None
+    write_output(output, text)
     print(f"{len(fetched.entries)} results are in {output}", file=sys.stderr)
-
-
-def _replace(path: Path, text: str) -> None:
-    """A reader finds the old file or the new one, never half of it."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as target:
-        target.write(text)
-    try:
-        Path(target.name).chmod(0o666 & ~_umask())
-        Path(target.name).replace(path)
-    except OSError:
-        Path(target.name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -29,7 +29,10 @@ def matrix(
     ),
     depth: int = typer.Option(0, "--depth", "-d", min=0, help="Tokens in the context before the test."),
     by: str = typer.Option("host", "--by", metavar="host|chip", help="What a column is."),
-    form: str = typer.Option("table", "--format", metavar="FORMAT", help="table, md, csv or json."),
+    form: str = typer.Option("table", "--format", metavar="FORMAT", help="table, md, csv, json or html."),
+    output: str = typer.Option(
+        "", "--output", "-o", metavar="FILE", help="Write it there, in the place of what is there, not to stdout."
+    ),
     hosts: str = typer.Option("", "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     client: str = typer.Option("", "--client", help="Only what this tool measured: llama-bench, llama-benchy ..."),
     source: str = typer.Option("", "--source", help="Only measured, reference or imported rows."),
@@ -39,11 +42,14 @@ def matrix(
     """Show speeds: a row per model, quantization and backend, a column per machine.
 
     Of several results of a cell the newest counts, measured ones before imported ones before reference data.
+
+    --format html is one file for a browser, a phone or a printer: every metric and depth, charts, a section a host, raw
+    samples, and the commands to measure again. On a terminal it goes to fleet-matrix.html unless --output says where.
     """
     from fleet_controller.cli.matrix_command import MatrixOptions, run_matrix
 
     wanted = MatrixOptions(tuple(models or ()), metric, depth, by, hosts, client, source, concurrency)
-    run_matrix(wanted, "json" if as_json else form)
+    run_matrix(wanted, "json" if as_json else form, output)
 
 
 @app.command("list")

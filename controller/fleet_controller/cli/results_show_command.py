@@ -1,6 +1,5 @@
 """What `fleet results show` does."""
 
-import statistics
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,18 +9,11 @@ from fleet_controller.cli.client import call, connected_controller
 from fleet_controller.cli.output import print_json, print_table
 from fleet_controller.cli.results_list_command import document
 from fleet_controller.results.columns import FINGERPRINT_COLUMNS, DeviationKind, DeviceSample, Result, Run
+from fleet_controller.results.device_spread import DEVICE_COLUMNS, device_spreads
 from fleet_controller.results.figures import figure
 from fleet_controller.results.matrix import Entry
 from fleet_controller.service.results_wire import device_sample_of, entry_of, run_of
 from fleet_proto.v1 import controller_pb2
-
-DEVICE_COLUMNS = (
-    ("SM CLOCK MHZ", "sm_clock_mhz"),
-    ("MEMORY CLOCK MHZ", "memory_clock_mhz"),
-    ("POWER W", "power_watts"),
-    ("TEMPERATURE C", "temperature_celsius"),
-    ("UTILIZATION %", "utilization_percent"),
-)
 
 
 def run_show(result_id: int, raw: bool, as_json: bool) -> None:
@@ -102,19 +94,15 @@ def _text(value: Any) -> str:
 def _show_devices(samples: Sequence[DeviceSample]) -> None:
     """Least, median and most of what each device did, attempt by attempt."""
     print(f"\n{len(samples)} device samples: least / median / most")
-    rows = []
-    for attempt, device in sorted({(sample.attempt, sample.device_index) for sample in samples}):
-        mine = [sample for sample in samples if (sample.attempt, sample.device_index) == (attempt, device)]
-        reasons = sorted({reason for sample in mine for reason in sample.throttle_reasons.split(",") if reason})
-        foreign = sorted({name for sample in mine for name in sample.foreign_processes.split(",") if name})
-        spread = [_spread([getattr(sample, name) for sample in mine]) for _, name in DEVICE_COLUMNS]
-        rows.append((str(attempt), str(device), *spread, ", ".join(reasons) or "-", ", ".join(foreign) or "-"))
-    header = ("ATTEMPT", "DEVICE", *(title for title, _ in DEVICE_COLUMNS), "THROTTLED", "FOREIGN")
+    rows = [
+        (
+            str(spread.attempt),
+            str(spread.device_index),
+            *spread.columns,
+            ", ".join(spread.throttle_reasons) or "-",
+            ", ".join(spread.foreign_processes) or "-",
+        )
+        for spread in device_spreads(samples)
+    ]
+    header = ("ATTEMPT", "DEVICE", *(title.upper() for title, _ in DEVICE_COLUMNS), "THROTTLED", "FOREIGN")
     print_table(header, rows)
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    return " / ".join(f"{value:.0f}" for value in (min(known), statistics.median(known), max(known)))
