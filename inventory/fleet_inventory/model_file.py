@@ -282,12 +282,3 @@ class Model(Frozen):
             + (f", did you mean {similar[0]}?" if similar else ";")
             + f" it has: {', '.join(self.quantizations())}"
         )
-
-    def artifacts_for(self, artifact_format: ArtifactFormat, quantization: str | None = None) -> tuple[Artifact, ...]:
-        """Artifacts of a format, of one quantization or of all, in the order of the file."""
-        return tuple(
-            artifact
-            for artifact in self.artifacts
-            if artifact.format == artifact_format
-            and (quantization is None or artifact.quantization.lower() == quantization.lower())
-        )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_inventory.catalog import SHIPPED_FOLDER, ArtifactFormat, Catalog, CatalogError, load_catalog
+from fleet_inventory.catalog import SHIPPED_FOLDER, Artifact, ArtifactFormat, Catalog, CatalogError, load_catalog
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,20 @@ def test_an_unknown_name_is_told_with_near_ones(catalog: Catalog, text: str, sai
     assert said in str(raised.value)
 
 
+def artifact_of(catalog: Catalog, model: str, artifact_format: ArtifactFormat, quantization: str) -> Artifact:
+    found = catalog.resolve(model)[0].artifacts
+    [one] = [one for one in found if (one.format, one.quantization) == (artifact_format, quantization)]
+    return one
+
+
 def test_artifacts_name_files_and_sizes_of_the_notes(catalog: Catalog) -> None:
-    (artifact,) = catalog.resolve("qwen3.5-9b")[0].artifacts_for(ArtifactFormat.GGUF, "q8_0")
+    artifact = artifact_of(catalog, "qwen3.5-9b", ArtifactFormat.GGUF, "Q8_0")
     assert artifact.repository == "unsloth/Qwen3.5-9B-GGUF"
     assert artifact.files == ("Qwen3.5-9B-Q8_0.gguf",)
     assert artifact.size_bytes == 9513352561  # 8.86 GiB
-    (glm,) = catalog.resolve("glm-4.7-flash")[0].artifacts_for(ArtifactFormat.GGUF, "UD-Q2_K_XL")
+    glm = artifact_of(catalog, "glm-4.7-flash", ArtifactFormat.GGUF, "UD-Q2_K_XL")
     assert glm.files == ("*UD-Q2_K_XL*",)
-    (mlx,) = catalog.resolve("qwen3.5-4b")[0].artifacts_for(ArtifactFormat.MLX)
+    mlx = artifact_of(catalog, "qwen3.5-4b", ArtifactFormat.MLX, "4bit")
     assert mlx.repository == "mlx-community/Qwen3.5-4B-MLX-4bit"
     assert mlx.files == ()
 

@@ -113,19 +113,6 @@ def list_repository(
     )
 
 
-def resolve_files(
-    repository: str,
-    pattern: str | Sequence[str],
-    endpoint: str = "",
-    token: str | None = None,
-    revision: str = "main",
-) -> HubSnapshot:
-    """The snapshot with only those files that match. Raises what list_repository and HubSnapshot.select raise."""
-    snapshot = list_repository(repository, endpoint, token, revision)
-    patterns = (pattern,) if isinstance(pattern, str) and pattern else tuple(pattern)
-    return snapshot.model_copy(update={"files": snapshot.select(patterns)})
-
-
 _MIRROR = "set HF_ENDPOINT to a hub or a complete mirror that this machine reaches"
 
 

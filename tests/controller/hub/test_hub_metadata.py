@@ -15,7 +15,7 @@ from fleet_controller.hub.errors import (
     RepositoryUnknownError,
 )
 from fleet_controller.hub.gguf import read_url
-from fleet_controller.hub.metadata import HubSnapshot, resolve_files, split_parts
+from fleet_controller.hub.metadata import HubSnapshot, list_repository, split_parts
 from fleet_controller.hub.resolve import (
     named_quantization,
     quantization_of_file,
@@ -53,9 +53,9 @@ def hub(tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_files_come_with_sizes_hashes_and_commit(hub: StandInHub, tiny: TinyModel) -> None:
-    snapshot = resolve_files(REPOSITORY, ["*F16*", "README.md"], hub.url)
+    snapshot = list_repository(REPOSITORY, hub.url)
     content = tiny.gguf_path.read_bytes()
-    by_path = {file.path: file for file in snapshot.files}
+    by_path = {file.path: file for file in snapshot.select(("*F16*", "README.md"))}
     assert set(by_path) == {"tiny-F16.gguf", "mmproj-F16.gguf", "README.md"}
     assert by_path["tiny-F16.gguf"].size_bytes == len(content)
     assert by_path["tiny-F16.gguf"].sha256 == hashlib.sha256(content).hexdigest()
@@ -65,8 +65,8 @@ def test_files_come_with_sizes_hashes_and_commit(hub: StandInHub, tiny: TinyMode
 
 
 def test_all_parts_of_a_split_model_come_together(hub: StandInHub) -> None:
-    snapshot = resolve_files(REPOSITORY, "tiny-Q8_0-00001-of-00002.gguf", hub.url)
-    assert [file.path for file in snapshot.files] == [
+    chosen = list_repository(REPOSITORY, hub.url).select(("tiny-Q8_0-00001-of-00002.gguf",))
+    assert [file.path for file in chosen] == [
         "tiny-Q8_0-00001-of-00002.gguf",
         "tiny-Q8_0-00002-of-00002.gguf",
     ]
@@ -82,22 +82,22 @@ def test_a_missing_part_is_said() -> None:
 
 def test_a_pattern_that_matches_nothing_lists_what_is_there(hub: StandInHub) -> None:
     with pytest.raises(NoFilesError, match=r"tiny-F16\.gguf, tiny-Q8_0-00001"):
-        resolve_files(REPOSITORY, "*Q3_K*", hub.url)
+        list_repository(REPOSITORY, hub.url).select(("*Q3_K*",))
 
 
 def test_unknown_repository_and_revision(hub: StandInHub) -> None:
     with pytest.raises(RepositoryUnknownError, match="no repository acme/none"):
-        resolve_files("acme/none", "*", hub.url)
+        list_repository("acme/none", hub.url)
     with pytest.raises(RepositoryUnknownError, match="no revision 'v9'"):
-        resolve_files(REPOSITORY, "*", hub.url, revision="v9")
+        list_repository(REPOSITORY, hub.url, revision="v9")
     with pytest.raises(RepositoryUnknownError, match="no repository name"):
-        resolve_files("https://example.org/a/b/c", "*", hub.url)
+        list_repository("https://example.org/a/b/c", hub.url)
 
 
 def test_a_gated_repository_wants_a_token(hub: StandInHub) -> None:
     """Anybody may list it, as on the hub; the files want a token."""
     hub.behaviour.gated.add(REPOSITORY)
-    assert resolve_files(REPOSITORY, "*F16*", hub.url).gated
+    assert list_repository(REPOSITORY, hub.url).gated
     with pytest.raises(RepositoryGatedError) as raised:
         read_url(f"{hub.url}/{REPOSITORY}/resolve/main/tiny-F16.gguf")
     assert "token" in raised.value.remedy
@@ -109,7 +109,7 @@ def test_a_gated_repository_wants_a_token(hub: StandInHub) -> None:
 
 def test_an_unreachable_hub_names_the_mirror_setting() -> None:
     with pytest.raises(HubUnreachableError) as raised:
-        resolve_files(REPOSITORY, "*", "http://127.0.0.1:9")
+        list_repository(REPOSITORY, "http://127.0.0.1:9")
     assert "HF_ENDPOINT" in raised.value.remedy and "\n" not in raised.value.message
 
 
