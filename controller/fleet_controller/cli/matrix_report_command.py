@@ -9,7 +9,7 @@ from fleet_controller.cli.client import call
 from fleet_controller.cli.matrix_command import MatrixOptions
 from fleet_controller.cli.output_file import write_output
 from fleet_controller.cli.results_list_command import fetch, known_sources
-from fleet_controller.results.html.content import Material, Question, build_report
+from fleet_controller.results.html.content import ROWS_MOST, Material, Question, build_report
 from fleet_controller.results.html.page import render
 from fleet_controller.results.html.repeating import KnownNames
 from fleet_controller.results.matrix import METRICS
@@ -19,6 +19,8 @@ from fleet_inventory.catalog import Catalog, load_catalog
 from fleet_inventory.paths import models_folder
 from fleet_proto.v1 import controller_pb2
 
+# More fingerprints than a report holds, so that it can choose; a bound for time and memory.
+READ_MOST = 3 * ROWS_MOST
 DEFAULT_FILE = "fleet-matrix.html"
 
 
@@ -30,6 +32,7 @@ def run_report(options: MatrixOptions, output: str) -> None:
         entries=fetched.entries,
         runs=fetched.runs,
         device_samples=fetched.device_samples,
+        left_out=fetched.left_out,
         experts={model.name.lower(): model.architecture.experts is not None for model in catalog.models},
         names=KnownNames(_suites(), frozenset(model.name.lower() for model in catalog.models)),
     )
@@ -57,6 +60,7 @@ def _request(options: MatrixOptions) -> controller_pb2.ListResultsRequest:
         clients=[options.client] if options.client else [],
         sources=known_sources((options.source,)) if options.source else [],
         concurrency=options.concurrency,
+        newest=READ_MOST,
         one_per_fingerprint=True,
         with_runs=True,
     )

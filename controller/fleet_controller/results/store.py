@@ -109,13 +109,15 @@ def select_results(
 ) -> Iterator[tuple[int, Result]]:
     """(id, row) of what passes the filter, oldest first; with `newest`, only that many of the newest.
 
-    With `one_per_fingerprint` only the newest good row of each, which is what a matrix is drawn from.
+    With `one_per_fingerprint` only the newest good row of each, which is what a matrix is drawn from; `newest` then
+    counts these.
     """
     where, values = _where(wanted, database.connection)
     if one_per_fingerprint:
         where = f"{where} AND status = 'measured' AND mean IS NOT NULL"
         # SQLite takes a bare column beside max() from the row that holds the maximum.
-        inner = f"SELECT id, max(finished_unix_ms) FROM results WHERE {where} GROUP BY fingerprint_id"
+        inner = f"SELECT id, max(finished_unix_ms) AS latest FROM results WHERE {where} GROUP BY fingerprint_id"
+        inner += f" ORDER BY latest DESC, id DESC LIMIT {int(newest)}" if newest else ""
         statement = f"SELECT * FROM results WHERE id IN (SELECT id FROM ({inner})) ORDER BY finished_unix_ms, id"
     elif newest:
         inner = f"SELECT * FROM results WHERE {where} ORDER BY finished_unix_ms DESC, id DESC LIMIT {int(newest)}"

@@ -40,11 +40,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Material:
-    """What the database gave: the newest row of each fingerprint, and the runs and device samples they came with."""
+    """What the database gave: the newest row of each fingerprint, and the runs and device samples they came with.
+
+    `left_out`: so many older rows it kept to itself.
+    """
 
     entries: Sequence[Entry]
     runs: Sequence[Run] = ()
     device_samples: Sequence[DeviceSample] = ()
+    left_out: int = 0
     experts: Mapping[str, bool] = field(default_factory=dict)
     names: KnownNames = field(default_factory=KnownNames)
 
@@ -79,7 +83,7 @@ def build_report(material: Material, question: Question, now_unix_ms: int) -> Re
         question=question,
         now_unix_ms=now_unix_ms,
         entries=kept,
-        left_out=len(material.entries) - len(kept),
+        left_out=material.left_out + len(material.entries) - len(kept),
         matrices=matrices,
         statements=tuple(conclusions(kept, material.experts)),
         anchors=_anchors({entry.result.host for entry in kept}),

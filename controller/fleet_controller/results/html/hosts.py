@@ -104,7 +104,7 @@ def _client(result: Result) -> str:
 
 
 def _figures(entries: Sequence[Entry]) -> Markup:
-    names = ("Test", "Figure", "Unit", "95 % interval of the mean", "Repetitions", "Result")
+    names = ("Test", "Figure", "Unit", "95 % interval of the mean", "Repetitions", "Row")
     head = tag("tr", [tag("th", name, scope="col") for name in names])
     rows = [_figure_row(entry) for entry in entries]
     caption = tag("caption", "Figures", class_="quiet")
@@ -113,14 +113,12 @@ def _figures(entries: Sequence[Entry]) -> Markup:
 
 def _figure_row(entry: Entry) -> Markup:
     result = entry.result
-    interval, places = interval_of(result), decimals(result.client)
-    limits = f"{interval[0]:.{places}f} to {interval[1]:.{places}f}" if interval else "-"
     return tag(
         "tr",
         tag("th", result.test, scope="row"),
         tag("td", figure(result)),
         tag("td", result.unit),
-        tag("td", limits),
+        tag("td", _interval(result)),
         tag("td", result.repetitions or "-"),
         tag("td", entry.result_id),
         id=row_id(entry.result_id),
@@ -128,6 +126,18 @@ def _figure_row(entry: Entry) -> Markup:
         data_depth=result.depth,
         data_row=True,
     )
+
+
+def _interval(result: Result) -> str:
+    """As the database has it, else worked out; "-" where too little is known."""
+    low, high = result.confidence_low, result.confidence_high
+    if low is None or high is None:
+        found = interval_of(result)
+        if found is None:
+            return "-"
+        low, high = found
+    places = decimals(result.client)
+    return f"{low:.{places}f} to {high:.{places}f}"
 
 
 def _details(report: Report, entries: Sequence[Entry]) -> list[Markup]:
@@ -164,7 +174,7 @@ def _deviation(result: Result) -> str:
 def _commands(report: Report, results: Sequence[Result]) -> list[Markup]:
     run = report.runs.get(results[0].run_id)
     again = repetition_of(results, run, report.names)
-    shown = [_title("Measure it again"), _code(again.command)]
+    shown = [_title("Measure it again"), _command(again.command)]
     if again.note:
         shown.append(tag("p", again.note))
     if again.suite_file:
@@ -174,12 +184,18 @@ def _commands(report: Report, results: Sequence[Result]) -> list[Markup]:
         ("The tool, as it was started", run.command if run else ""),
     ):
         if text:
-            shown += [_title(title), _code(text)]
+            shown += [_title(title), _command(text)]
     return shown
 
 
 def _code(text: str) -> Markup:
     return tag("pre", tag("code", text), tabindex=0)
+
+
+def _command(text: str) -> Markup:
+    """Lines break between words, so that an option stays whole."""
+    words = [tag("span", word) for word in text.split(" ")]
+    return tag("pre", tag("code", [piece for word in words for piece in (" ", word)][1:]), class_="command", tabindex=0)
 
 
 def _title(text: str) -> Markup:
