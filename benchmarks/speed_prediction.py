@@ -1,0 +1,274 @@
+"""How well speeds are predicted that nobody measured: python -m benchmarks.speed_prediction [--data ../shared/data]
+
+Data: the rows and models that ship as reference (lab notes, and published tables), or the files of the same names in a
+folder: public_results.csv, lab_notes_results.csv, models.csv. Chips are the inventory's.
+
+The split is fixed: one architecture (the `model` of a row) is left out at a time, on every device and engine; the model
+is fitted to all other rows and predicts those. No row is used for its own prediction, and none of its architecture.
+The priors are those that ship: they were written with these rows in sight, so their widths are not independent of them.
+
+Regret: on each device with at least two measured candidates (engine and quantization) for one model, through the same
+kind of client and at near depth, the one predicted fastest is taken, with all rows of that model withheld. Regret is
+what it loses against the one measured fastest; measured speeds within `TIE` of each other count as one. The five trials
+of mlx_lm.benchmark are one row, their average.
+"""
+
+import argparse
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import report
+from fleet_controller.choosing.reference import reference_speeds
+from fleet_controller.choosing.speed import COVERED, Prediction, SpeedModel
+from fleet_controller.choosing.terms import matrix_operations
+from fleet_controller.choosing.work import Cell, MeasuredSpeed, Phase
+from fleet_controller.results.comparability import near_depth
+from fleet_inventory.speed_reference import load_speed_figures, load_speed_models
+
+TARGETS = {
+    Phase.DECODE: "median <= 12 %, 90th percentile <= 45 %, coverage 65 to 92 %",
+    Phase.PREFILL: "median <= 30 %, coverage 65 to 92 %",
+}
+BOOTSTRAPS, SEED = 2000, 1
+# Measured speeds within 2 % are a tie: llama-bench's own deviation is 0.1 to 2 % on GPUs that nothing else uses.
+TIE = 0.02
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A measured row, what was predicted without its architecture, and what a naive roofline says."""
+
+    row: MeasuredSpeed
+    prediction: Prediction
+
+    @property
+    def cell(self) -> Cell:
+        return self.row.cell
+
+    @property
+    def error(self) -> float:
+        return abs(self.prediction.tokens_per_second / self.row.tokens_per_second - 1)
+
+    @property
+    def naive_error(self) -> float:
+        return abs(roofline(self.cell) / self.row.tokens_per_second - 1)
+
+    @property
+    def covered(self) -> bool:
+        return self.prediction.low <= self.row.tokens_per_second <= self.prediction.high
+
+
+def roofline(cell: Cell) -> float:
+    """Bytes over bandwidth, or operations over arithmetic: what a data sheet promises."""
+    if cell.phase is Phase.DECODE:
+        return cell.device.bandwidth / (cell.read_bytes + cell.model.cached_bytes(cell.middle_depth))
+    operations = 2 * cell.model.parameters_read + cell.model.score_operations(cell.middle_depth)
+    return matrix_operations(cell) / operations
+
+
+def left_out(rows: Sequence[MeasuredSpeed]) -> tuple[list[Judged], dict[str, SpeedModel]]:
+    """Every row predicted without its architecture, and the model fitted without each."""
+    judged, models = [], {}
+    for name in sorted({row.cell.model.name for row in rows}):
+        models[name] = SpeedModel(row for row in rows if row.cell.model.name != name)
+        judged += [Judged(row, models[name].predict(row.cell)) for row in rows if row.cell.model.name == name]
+    return judged, models
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * share
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def grouped(judged: Iterable[Judged], key: Callable[[Judged], str]) -> dict[str, list[Judged]]:
+    groups: dict[str, list[Judged]] = defaultdict(list)
+    for item in judged:
+        groups[key(item)].append(item)
+    return dict(sorted(groups.items()))
+
+
+def error_table(phase: Phase, judged: Sequence[Judged], by: str, key: Callable[[Judged], str]) -> None:
+    rows = []
+    for name, group in [*grouped(judged, key).items(), ("all", list(judged))]:
+        errors = [item.error for item in group]
+        bias = statistics.median(
+            math.log(item.prediction.tokens_per_second / item.row.tokens_per_second) for item in group
+        )
+        covered = sum(item.covered for item in group) / len(group)
+        numbers = (quantile(errors, 0.5), quantile(errors, 0.9), max(errors))
+        naive = quantile([item.naive_error for item in group], 0.5)
+        rows.append(
+            (
+                name,
+                str(len(group)),
+                *map(percent, numbers),
+                f"{math.expm1(bias):+.1%}",
+                percent(covered),
+                percent(naive),
+            )
+        )
+    print(f"\n### {phase.name.lower()} by {by}\n")
+    print(
+        table(
+            (by, "n", "median error", "90th percentile", "worst", "median bias", "within 80 %", "roofline median"), rows
+        )
+    )
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def macro(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Means over architectures, each counting once, with the 95 % interval of a bootstrap over architectures."""
+    groups = list(grouped(judged, lambda item: item.cell.model.name).values())
+    draw = random.Random(SEED)
+    figures: dict[str, Callable[[list[Judged]], float]] = {
+        "median_error": lambda group: quantile([item.error for item in group], 0.5),
+        "coverage": lambda group: sum(item.covered for item in group) / len(group),
+    }
+    found: dict[str, Any] = {"architectures": len(groups)}
+    for name, figure in figures.items():
+        values = [figure(group) for group in groups]
+        means = [statistics.fmean(draw.choices(values, k=len(values))) for _ in range(BOOTSTRAPS)]
+        interval = [round(quantile(means, share), 3) for share in (0.025, 0.975)]
+        found[name] = {"mean": round(statistics.fmean(values), 3), "bootstrap_95": interval}
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: what was predicted fastest, what was measured fastest, and what is lost by it."""
+
+    device: str
+    model: str
+    depth: int
+    chosen: str
+    best: str
+    candidates: int
+    regret: float
+
+
+def choices(rows: Sequence[MeasuredSpeed], models: dict[str, SpeedModel], phase: Phase) -> list[Choice]:
+    return [
+        choice
+        for group in comparable(row for row in rows if row.cell.phase is phase)
+        if (choice := decide(group, models[group[0].cell.model.name])) is not None
+    ]
+
+
+def comparable(rows: Iterable[MeasuredSpeed]) -> list[list[MeasuredSpeed]]:
+    """Rows of one model on one device through one kind of client at near depths."""
+    groups: list[list[MeasuredSpeed]] = []
+    for row in sorted(rows, key=lambda row: (row.cell.device.name, row.cell.model.name, row.cell.depth)):
+        fitting = (group for group in groups if _same_question(group[0].cell, row.cell))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    return groups
+
+
+def _same_question(first: Cell, second: Cell) -> bool:
+    same = (first.device, first.model, first.engine.over_http) == (second.device, second.model, second.engine.over_http)
+    return same and near_depth(first.depth, second.depth)
+
+
+def decide(group: Sequence[MeasuredSpeed], model: SpeedModel) -> Choice | None:
+    measured: dict[str, list[float]] = defaultdict(list)
+    predicted: dict[str, float] = {}
+    for row in group:
+        name = f"{row.cell.engine.key} {row.cell.quantization}"
+        measured[name].append(row.tokens_per_second)
+        predicted[name] = model.predict(row.cell).tokens_per_second
+    if len(measured) < 2:
+        return None
+    speeds = {name: statistics.fmean(values) for name, values in measured.items()}
+    chosen, best = max(sorted(predicted), key=predicted.__getitem__), max(sorted(speeds), key=speeds.__getitem__)
+    lost = 1 - speeds[chosen] / speeds[best]
+    cell = group[0].cell
+    regret = 0.0 if lost <= TIE else lost
+    return Choice(cell.device.name, cell.model.name, cell.depth, chosen, best, len(speeds), regret)
+
+
+def regret_table(phase: Phase, found: Sequence[Choice]) -> dict[str, Any]:
+    print(f"\n### regret of the choice for {phase.name.lower()}, n = {len(found)}\n")
+    lines = [(c.device, c.model, str(c.depth), str(c.candidates), c.chosen, c.best, percent(c.regret)) for c in found]
+    print(table(("device", "model", "depth", "candidates", "chosen", "measured best", "regret"), lines))
+    regrets = [choice.regret for choice in found]
+    return {"n": len(found), "median": round(quantile(regrets, 0.5), 4), "worst": round(max(regrets), 4)}
+
+
+def decay_table(judged: Iterable[Judged], device: str, model: str) -> None:
+    """Decode by depth as measured and as predicted without any row of the model."""
+    rows = [item for item in judged if (item.cell.device.name, item.cell.model.name) == (device, model)]
+    rows = [item for item in rows if item.cell.phase is Phase.DECODE]
+    lines = [
+        (
+            item.cell.quantization,
+            str(item.cell.depth),
+            f"{item.row.tokens_per_second:.1f}",
+            f"{item.prediction.tokens_per_second:.1f}",
+            f"{item.prediction.low:.1f} to {item.prediction.high:.1f}",
+        )
+        for item in rows
+    ]
+    print(f"\n### decode of {model} on {device} by depth, predicted without any of its rows\n")
+    print(table(("quantization", "depth", "measured t/s", "predicted t/s", "80 % interval"), lines))
+
+
+def summary_line(
+    phase: Phase, judged: Sequence[Judged], over: dict[str, Any], regret: dict[str, Any]
+) -> tuple[str, ...]:
+    errors = [item.error for item in judged]
+    coverage = over["coverage"]
+    low, high = coverage["bootstrap_95"]
+    return (
+        phase.name.lower(),
+        str(len(errors)),
+        percent(quantile(errors, 0.5)),
+        percent(quantile(errors, 0.9)),
+        f"{coverage['mean']:.0%} ({low:.0%} to {high:.0%})",
+        f"median {percent(regret['median'])}, worst {percent(regret['worst'])}, n = {regret['n']}",
+        TARGETS[phase],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with the three files (default: those that ship)")
+    folder = parser.parse_args().data
+    rows = reference_speeds(load_speed_figures(folder), load_speed_models(folder))
+    judged, models = left_out(rows)
+    summary, details = [], dict[str, object]()
+    for phase in Phase:
+        of_phase = [item for item in judged if item.cell.phase is phase]
+        error_table(phase, of_phase, "architecture", lambda item: item.cell.model.name)
+        error_table(phase, of_phase, "device", lambda item: item.cell.device.name)
+        error_table(phase, of_phase, "engine", lambda item: item.cell.engine.key)
+        regret = regret_table(phase, choices(rows, models, phase))
+        over = macro(of_phase)
+        details[phase.name.lower()] = {"macro": over, "regret": regret}
+        summary.append(summary_line(phase, of_phase, over, regret))
+    decay_table(judged, "RTX 4090", "glm-4.7-flash")
+    print()
+    header = ("", "n", "median error", "90th percentile", f"macro coverage of {COVERED:.0%}", "regret", "targets")
+    report("speed prediction, one architecture left out at a time", header, summary, details)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Figures of others that predictions of speed are fitted to, and the shapes of the models in them. Reading only.
+
+The columns do not tell everything that decides about speed; what a source's tool did by itself is said here, once.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from fleet_inventory.base import Frozen, InventoryError
+from fleet_inventory.reference_data import REFERENCE_FOLDER
+
+SPEED_FOLDER = REFERENCE_FOLDER / "speed"
+PUBLIC_FILE, MODELS_FILE, NOTES_FILE = "public_results.csv", "models.csv", "lab_notes_results.csv"
+# llama.cpp as of May 2024: flash attention only where asked for, and quantized weights are unpacked before products of
+# large batches (until https://github.com/ggml-org/llama.cpp/pull/8075 of June 2024).
+OLD_LLAMA_CPP = "May 2024 snapshot"
+# Bytes of 16-bit weights, and of files whose size the notes do not tell but others published.
+BYTES_OF_16_BITS = 2
+PUBLISHED_SIZES = {
+    ("qwen3.5-4b", "Q8_0"): 4_480_000_000,  # a quantization of the same type, 4.48 GB, in the lab's list of sizes
+    # 4 bits and 0.5 for scales of groups of 64 (MLX's default)
+    ("qwen3.5-4b", "MLX-4bit"): 2_370_000_000,
+}
+
+
+Row = TypeVar("Row")
+
+
+class SpeedFigure(Frozen):
+    """One published figure, in tokens/s. `depth` is the context before the test; `weights_bytes` the file's size."""
+
+    device: str
+    backend: str
+    runtime: str
+    version: str
+    model: str
+    quantization: str
+    test: str  # "pp" or "tg"
+    tokens: int
+    depth: int
+    tokens_per_second: float
+    weights_bytes: float
+    flash_attention: bool = True
+    dequantizes: bool = False
+    over_http: bool = False
+    speculation: str = ""
+    source: str
+
+
+class SpeedModelShape(Frozen):
+    """What of a model's architecture its speed depends on; see `choosing.work.ModelWork`."""
+
+    name: str
+    parameters: float
+    parameters_read: float
+    layers: int
+    attention_layers: int
+    query_heads: int
+    key_length: int
+    value_length: int
+    kv_bytes_per_token: float
+    window_bytes_per_token: float = 0.0
+    window_tokens: int = 0
+    recurrent_state_bytes: float = 0.0
+    head_parameters: float = 0.0
+    mixture_of_experts: bool = False
+    latent_length: int = 0
+
+
+def load_speed_figures(folder: Path | None = None) -> tuple[SpeedFigure, ...]:
+    """The published rows and those of the lab notes, as shipped, or as they are in one `folder`.
+
+    Raises InventoryError where a file is missing or a row cannot be read.
+    """
+    public = (folder or SPEED_FOLDER) / PUBLIC_FILE
+    notes = (folder or REFERENCE_FOLDER) / NOTES_FILE
+    return (*_read(public, _public), *_read(notes, _notes))
+
+
+def load_speed_models(folder: Path | None = None) -> dict[str, SpeedModelShape]:
+    """Shapes by name (lower case). Raises InventoryError as load_speed_figures does."""
+    found = _read((folder or SPEED_FOLDER) / MODELS_FILE, lambda rows: [_shape(row) for row in rows])
+    return {shape.name: shape for shape in found}
+
+
+def _read(path: Path, parse: Callable[[list[dict[str, str]]], list[Row]]) -> list[Row]:
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return parse(list(csv.DictReader(lines)))
+    except OSError as error:
+        raise InventoryError(f"{path}: cannot be read: {error.strerror}") from error
+    except (KeyError, ValueError, ValidationError) as error:
+        raise InventoryError(f"{path}: a row cannot be read: {error}") from error
+
+
+def _public(rows: list[dict[str, str]]) -> list[SpeedFigure]:
+    found = []
+    for row in rows:
+        backend, _, runtime = row["backend"].lower().partition("/")
+        old = row["backend_version"] == OLD_LLAMA_CPP
+        tokens, middle = int(float(row["n_tokens"])), float(row["mean_depth"])
+        found.append(
+            SpeedFigure(
+                device=row["device"],
+                backend=backend,
+                runtime=runtime.rstrip("0123456789"),
+                version=row["backend_version"].partition(" ")[0] if not old else OLD_LLAMA_CPP,
+                model=row["arch"].lower(),
+                quantization=row["quant"],
+                test=row["test"],
+                tokens=tokens,
+                # The table gives the depth in the middle of a decode test, and that before a prefill test.
+                depth=round(middle - tokens / 2) if row["test"] == "tg" else round(middle),
+                tokens_per_second=float(row["tps"]),
+                weights_bytes=float(row["model_bytes"]),
+                flash_attention=not old,
+                dequantizes=old and runtime == "cuda",
+                source=row["source"],
+            )
+        )
+    return found
+
+
+def _notes(rows: list[dict[str, str]]) -> list[SpeedFigure]:
+    """Rows of the lab notes; trials are left out, since their average is a row as well."""
+    sizes = {(row["model"].lower(), row["quant"]): float(row["model_bytes"]) for row in rows if row["model_bytes"]}
+    found = []
+    for row in rows:
+        extra = json.loads(row["extra"])
+        if str(extra.get("record", "")).startswith("Trial"):
+            continue
+        model = row["model"].lower()
+        over_http = extra.get("tool") == "llama-benchy"
+        found.append(
+            SpeedFigure(
+                device=row["chip"],
+                backend=row["backend"],
+                runtime="metal" if row["chip"].startswith("Apple") else "cuda",
+                version=row["backend_version"].removeprefix("commit ").partition(" ")[0],
+                model=model,
+                quantization=row["quant"],
+                test=row["test"],
+                tokens=int(row["n_tokens"]),
+                depth=int(row["depth"]),
+                tokens_per_second=float(row["tps"]),
+                weights_bytes=_weights_bytes(model, row["quant"], sizes, extra),
+                # llama-bench of March 2026 leaves flash attention off, llama-server decides by itself since August 2025
+                # (https://github.com/ggml-org/llama.cpp/pull/23714 and /15434).
+                flash_attention=over_http or row["backend"] != "llama.cpp",
+                over_http=over_http,
+                speculation=str(extra.get("speculative", "")),
+                source=f"{row['source'].rpartition(':')[2]}:{extra['line']}",
+            )
+        )
+    return found
+
+
+def _weights_bytes(
+    model: str, quantization: str, sizes: Mapping[tuple[str, str], float], extra: Mapping[str, object]
+) -> float:
+    size = sizes.get((model, quantization)) or PUBLISHED_SIZES.get((model, quantization))
+    if size is None and quantization == "BF16":
+        size = BYTES_OF_16_BITS * load_speed_models()[model].parameters
+    if size is None:
+        raise ValueError(f"line {extra['line']}: nobody says how large {model} {quantization} is")
+    return size
+
+
+def _shape(row: Mapping[str, str]) -> SpeedModelShape:
+    layers, attention = int(row["layers"]), int(row["full_attention_layers"])
+    rank, rope, head = (int(row[name] or 0) for name in ("mla_kv_lora_rank", "mla_rope_dim", "head_dim"))
+    window = int(row["sliding_window"] or 0)
+    per_token = float(row["kv_bytes_per_token_f16"])
+    return SpeedModelShape(
+        name=row["model"].lower(),
+        parameters=float(row["total_params_published"].removesuffix(" B")) * 1e9,
+        parameters_read=float(row["params_read_per_token"]),
+        layers=layers,
+        attention_layers=attention,
+        query_heads=int(row["q_heads"]),
+        key_length=rank + rope if rank else head,
+        value_length=rank or head,
+        kv_bytes_per_token=per_token,
+        # Layers with a window have the heads of the others.
+        window_bytes_per_token=per_token / attention * (layers - attention) if window else 0.0,
+        window_tokens=window,
+        recurrent_state_bytes=float(row["recurrent_state_bytes_f32"] or 0),
+        head_parameters=float(row["vocab"]) * float(row["hidden"]),
+        mixture_of_experts=bool(row["experts"]),
+        latent_length=rank,
+    )
