@@ -344,6 +344,15 @@ def command_log(words: list[str]) -> int:
     return fail("The connection to LM Studio was lost.")
 
 
+def command_runtime(words: list[str]) -> int:
+    wake()
+    if words[0] != "update" or "-y" not in words[1:]:
+        return fail("Cannot prompt for confirmation in a non-interactive environment. Re-run with --yes.")
+    say("Checking updates for selected installed runtime extensions... (Pass --all to include all)")
+    say("All matching runtime extensions are already up-to-date.")
+    return 0
+
+
 def command_version(words: list[str]) -> int:
     print(json.dumps({"version": "stand-in"}))
     return 0

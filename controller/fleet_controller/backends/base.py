@@ -34,7 +34,7 @@ class InstallRequest(Frozen):
 
     `requirements` are packages that a model needs beside a Python backend. `offline_folder`: an absolute folder on the
     host with wheels, source or release archives; nothing is fetched for the engine then. `installer`: the maker's own
-    script that a person agreed to, None = nobody did.
+    script that a person agreed to, None = nobody did. `newest`: what keeps versions of its own is to get its newest.
     """
 
     version: str = ""
@@ -43,6 +43,7 @@ class InstallRequest(Frozen):
     requirements: tuple[str, ...] = ()
     offline_folder: str = ""
     installer: InstallerScript | None = None
+    newest: bool = False
 
 
 class Installation(Frozen):

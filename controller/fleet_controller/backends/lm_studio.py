@@ -52,6 +52,7 @@ DAEMON_LIMIT_SECONDS = 120.0  # the first start of a day may update it
 SHORTEST_LOAD_LIMIT_SECONDS = 180.0
 DOWNLOAD_STALL_SECONDS = 900.0
 MISSING = "lm-studio-missing"
+NEWEST_RUNTIMES = "newest runtimes"
 # Guessed, as no real one has been installed: the daemon with its first runtimes.
 DISK_BYTES = 3 * 1024**3
 
@@ -84,7 +85,7 @@ class LmStudio:
             raise BackendError(
                 "no-versions",
                 "LM Studio has no versions side by side: it is one program per user, which updates itself",
-                "leave the version out; on the host, `lms runtime update` and `lms daemon update` update it",
+                "leave the version out; `fleet backends upgrade lm-studio` gets its newest runtimes",
                 refused=True,
             )
         if request.engine_path or request.offline_folder:
@@ -94,6 +95,8 @@ class LmStudio:
                 "name the path of `lms` under `tools` of the host in hosts.yaml, then `fleet up` it again",
                 refused=True,
             )
+        if self.is_present(facts) and request.newest:
+            return _newest_runtimes()
         if self.is_present(facts):
             return Installation(backend=self.name, version="", install_key="")
         user = f" as {facts.system.user}" if facts.system.user else ""
@@ -201,6 +204,20 @@ def _installation(script: InstallerScript, user: str) -> Installation:
         steps=(Step(name="install LM Studio", installer_script=step),),
         disk_bytes=DISK_BYTES,
         warnings=(warning,),
+    )
+
+
+def _newest_runtimes() -> Installation:
+    """The engines that LM Studio computes with; the daemon stays, since others may be served by it."""
+    up = RunToolStep(tool=LMS, arguments=("daemon", "up"), deadline_seconds=DAEMON_LIMIT_SECONDS)
+    update = RunToolStep(tool=LMS, arguments=("runtime", "update", "-y"), stall_seconds=DOWNLOAD_STALL_SECONDS)
+    return Installation(
+        backend=LmStudio.name,
+        version=NEWEST_RUNTIMES,
+        install_key="",
+        steps=(Step(name="start LM Studio", run_tool=up), Step(name="update LM Studio's runtimes", run_tool=update)),
+        disk_bytes=DISK_BYTES,
+        warnings=("models that are loaded stay on the runtime they have; `lms daemon update` is left to you",),
     )
 
 

@@ -157,7 +157,10 @@ def print_engines_plan(plan: controller_pb2.EnginesPlan, with_commands: bool, st
     print_table(PLAN_COLUMNS, rows, STYLES, stream)
     for host in plan.hosts:
         if host.install_needed:
-            print(f"{host.host}: installs {host.backend} {host.version} as {host.install_key}", file=stream)
+            named = f"{host.backend} {host.version}".strip()
+            print(
+                f"{host.host}: installs {named}" + (f" as {host.install_key}" if host.install_key else ""), file=stream
+            )
         for move in host.moves:
             text = f"moves {move.service}: {move.from_install_key} -> {move.to_install_key}"
             print(f"{host.host}: {text}; it is away while the new one loads", file=stream)

@@ -23,6 +23,7 @@ STAGES = {
     "adopt_engine": "install",
     "hub_download": "download",
     "verify_file": "verify",
+    "installer_script": "install",
     "run_tool": "run",
     "health_probe": "probe",
     "chat_probe": "smoke",

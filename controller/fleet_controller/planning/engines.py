@@ -100,6 +100,7 @@ def _installation(host: Host, facts: HostFacts, request: EnginesRequest, needs: 
         requirements=needs.requirements,
         offline_folder=request.offline_folder,
         installer=request.installer,
+        newest=request.action is EnginesAction.UPGRADE,
     )
     return backend.plan_install(facts, wanted)
 
@@ -156,6 +157,8 @@ def _install_reason(main: Installation, moves: list[Move]) -> str:
     text = (
         f"{main.backend} {main.version}".strip() + " is installed already" if not main.steps else "not installed here"
     )
+    if main.steps and not main.install_key and main.version:
+        text = "it keeps versions of its own"
     return f"{text}; {len(moves)} service(s) to move" if moves else text
 
 
@@ -181,7 +184,7 @@ def install_job(host: Host, facts: HostFacts, installation: Installation) -> Job
     environment = (EnvironmentVariable(name=name, value=value) for name, value in sorted(host.environment.items()))
     job = JobSpec(
         job_id="",
-        title=f"install {installation.backend} {installation.version}",
+        title=f"install {installation.backend} {installation.version}".strip(),
         steps=installation.steps,
         disk_needed_bytes=installation.disk_bytes,
         environment=tuple(environment),

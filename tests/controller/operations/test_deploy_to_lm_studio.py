@@ -133,6 +133,11 @@ def test_two_models_on_one_port_over_kills_and_the_model_of_somebody_else_stays(
     again = world.run(*first, "--yes")
     assert "nothing to change" in again.stdout
 
+    for _ in range(2):  # also a second time: it is no install that is there or not
+        done = world.run("backends", "upgrade", "lm-studio", "-H", "a", "--yes")
+        assert "newest runtimes" in done.stdout
+    assert studio.calls("runtime") == [["runtime", "update", "-y"]] * 2
+
     log = world.run("logs", "tiny-chat", "-H", "a").stdout
     assert "Model loaded successfully" in log and "tokensPerSecond" in log
 

@@ -147,6 +147,17 @@ def test_what_a_backend_refuses_is_refused() -> None:
     assert plan_engines(HOST, EngineState(facts=facts()), wanted, no_needs).plan.verdict is EnginesVerdict.REFUSE
 
 
+def test_lm_studio_is_updated_where_it_is_and_installed_by_its_script_only() -> None:
+    upgrade = EnginesRequest(action=EnginesAction.UPGRADE, backend="lm-studio")
+    missing = plan_engines(HOST, EngineState(facts=facts()), upgrade, no_needs).plan
+    assert missing.verdict is EnginesVerdict.REFUSE and missing.problem is not None
+    there = facts(EngineFacts(backend="lm-studio", path="/home/lab/.lmstudio/bin/lms"))
+    plan = plan_engines(HOST, EngineState(facts=there), upgrade, no_needs).plan
+    assert [command.argv[1:] for command in plan.commands] == [("daemon", "up"), ("runtime", "update", "-y")]
+    install = upgrade.model_copy(update={"action": EnginesAction.INSTALL})
+    assert plan_engines(HOST, EngineState(facts=there), install, no_needs).plan.verdict is EnginesVerdict.KEEP
+
+
 def test_options_that_the_new_build_does_not_list() -> None:
     spec = service(arguments=("--model", "/m", "--jinja", "--fit=on", "-c", "5")).spec
     assert unknown_options(facts(engine("old", 1)), spec) == ()  # nobody read its help
