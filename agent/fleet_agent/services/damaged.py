@@ -38,8 +38,10 @@ class DamagedServices:
 
     async def end(self, name: str) -> None:
         """Ends the server before another takes its name, and forgets the damage."""
-        if self._records.pop(name, None) is not None:
+        record = self._records.pop(name, None)
+        if record is not None:
             await terminate_tree(NOBODY, DEFAULT_GRACE_SECONDS, self._marker(name))
+            record.kept_as.unlink(missing_ok=True)
 
     async def stop(self, name: str, grace_seconds: float, remove: bool) -> ServiceStatus:
         """Raises UnknownServiceError for a name that is not damaged."""
@@ -49,6 +51,7 @@ class DamagedServices:
         await terminate_tree(NOBODY, grace_seconds or DEFAULT_GRACE_SECONDS, self._marker(name))
         if remove:
             del self._records[name]
+            record.kept_as.unlink(missing_ok=True)
         return self._status(record)
 
     def statuses(self) -> Sequence[ServiceStatus]:

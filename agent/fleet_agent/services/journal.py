@@ -5,6 +5,7 @@ its identity right after. A crash in between leaves a token without an identity:
 server.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -14,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from fleet_agent.process import ProcessIdentity
-from fleet_agent.services.model import DesiredState, Problem, ServiceSpec, ServiceState, spec_from_document
+from fleet_agent.services.model import (
+    LATER_FIELDS,
+    DesiredState,
+    Problem,
+    ServiceSpec,
+    ServiceState,
+    spec_from_document,
+)
 from fleet_agent.services.transitions import Condition
 
 FORMAT = 1
+ASIDE = ".corrupt-"  # and the time in ms
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,12 @@ class ServiceJournal:
         self._folder = folder
 
     def load(self) -> tuple[list[ServiceRecord], list[CorruptRecord]]:
-        """All records by name; a file that cannot be read is moved aside and reported, and hurts no other."""
+        """All records by name; a file that cannot be read is moved aside and reported, and hurts no other.
+
+        What was moved aside is tried again at each load, until the service is deployed anew or forgotten: its server
+        may still run, and an agent that went back to an older version cannot read what the newer one wrote.
+        """
+        self._bring_back()
         records: list[ServiceRecord] = []
         corrupt: list[CorruptRecord] = []
         for path in sorted(self._folder.glob("*.json")):
@@ -66,6 +80,14 @@ class ServiceJournal:
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 corrupt.append(self._keep_aside(path, f"{type(error).__name__}: {error}"))
         return records, corrupt
+
+    def _bring_back(self) -> None:
+        """The newest file that was moved aside takes its name again, where no record has it."""
+        for aside in sorted(self._asides("*"), reverse=True):
+            path = aside.with_name(aside.name.rpartition(ASIDE)[0])
+            if not path.exists():
+                with contextlib.suppress(OSError):
+                    aside.rename(path)
 
     def write(self, record: ServiceRecord) -> None:
         """Atomic and durable: after the return it survives a power cut. Raises OSError."""
@@ -81,15 +103,21 @@ class ServiceJournal:
         self._sync_folder()
 
     def remove(self, name: str) -> None:
-        """Forgets a service; one that is not there is fine."""
+        """Forgets a service, and what was moved aside under its name; one that is not there is fine."""
         self._path(name).unlink(missing_ok=True)
+        for aside in self._asides(name):
+            aside.unlink(missing_ok=True)
         self._sync_folder()
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
 
+    def _asides(self, name: str) -> list[Path]:
+        found = self._folder.glob(f"{name}.json{ASIDE}*")
+        return [path for path in found if path.name.rpartition(ASIDE)[2].isdigit()]
+
     def _keep_aside(self, path: Path, reason: str) -> CorruptRecord:
-        aside = path.with_name(f"{path.name}.corrupt-{time.time_ns() // 1_000_000}")
+        aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns() // 1_000_000}")
         try:
             path.rename(aside)
         except OSError as error:
@@ -105,8 +133,16 @@ class ServiceJournal:
 
 
 def encode(record: ServiceRecord) -> dict[str, Any]:
-    """A JSON document; enums by their value."""
+    """A JSON document; enums by their value.
+
+    What came later is written only where it says something: an agent that goes back to the version before reads it.
+    """
     document = asdict(record)
+    for name in LATER_FIELDS:
+        if not document["spec"][name]:
+            del document["spec"][name]
+    if document["command"] is None:
+        del document["command"]
     if document["problem"] is not None:
         del document["problem"]["tail"]  # it is in the service's log
     return {"format": FORMAT, **document}

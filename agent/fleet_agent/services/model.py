@@ -14,7 +14,7 @@ from fleet_agent.process import ProcessIdentity
 DEFAULT_START_LIMIT_SECONDS = 300.0
 DEFAULT_INTERVAL_SECONDS = 10.0
 
-_LATER_FIELDS = ("api_key", "metrics", "before_start", "after_stop", "shared_port_path", "backend_options")
+LATER_FIELDS = ("api_key", "metrics", "before_start", "after_stop", "shared_port_path", "backend_options")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 
 
@@ -130,7 +130,7 @@ class ServiceSpec:
     def digest(self) -> str:
         """sha256 (hex) over the canonical JSON of what is said: the same digest, the same server."""
         document = asdict(self)
-        for name in _LATER_FIELDS:  # a spec of before they existed keeps its digest, and its server runs on
+        for name in LATER_FIELDS:  # a spec of before they existed keeps its digest, and its server runs on
             if not document[name]:
                 del document[name]
         document["environment"] = dict(self.environment)

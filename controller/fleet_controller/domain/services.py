@@ -55,14 +55,16 @@ class ToolRun(Frozen):
 
 
 class ServiceSpec(Frozen):
+    """Of a service whose record was damaged an agent knows the name alone."""
+
     name: str
-    backend: str
+    backend: str = ""
     backend_version: str = ""
     model: str = ""
     quantization: str = ""
     context_length: int = 0
     max_parallel: int = 0
-    tool: ToolRef
+    tool: ToolRef = ToolRef()
     arguments: tuple[str, ...] = ()
     environment: tuple[EnvironmentVariable, ...] = ()
     bind_address: str = "127.0.0.1"

@@ -5,7 +5,7 @@ from fleet_controller.domain.base import EnvironmentVariable, Frozen
 
 class ToolRef(Frozen):
     install_key: str = ""
-    name: str
+    name: str = ""
 
 
 class ArtifactFile(Frozen):

@@ -71,7 +71,33 @@ def test_a_damaged_file_is_kept_aside_and_the_others_go_on(tmp_path: Path, conte
     assert [record.spec.name for record in records] == ["good"]
     assert [one.name for one in corrupt] == ["bad"] and corrupt[0].reason
     assert corrupt[0].kept_as.read_bytes() == content
+    again, still = journal.load()  # its server may run, until somebody says what becomes of it
+    assert again == records and [one.name for one in still] == ["bad"] and still[0].kept_as.read_bytes() == content
+    journal.remove("bad")
     assert journal.load() == (records, [])
+
+
+def test_what_an_older_agent_moved_aside_is_taken_up_again(tmp_path: Path) -> None:
+    journal = ServiceJournal(tmp_path)
+    journal.write(make_record())
+    (tmp_path / "tiny.json").rename(tmp_path / "tiny.json.corrupt-1700000000000")
+    assert journal.load() == ([make_record()], [])
+    (tmp_path / "tiny.json.corrupt-1700000000001").write_bytes(b"older than the record")
+    assert journal.load() == ([make_record()], [])
+
+
+def test_the_agent_of_the_version_before_reads_what_says_nothing_new() -> None:
+    """It raises TypeError for a field of a spec that it does not know, and the service would be lost to it."""
+    document = encode(make_record())
+    known = {
+        "name", "tool", "backend", "backend_version", "model", "quantization", "context_length", "max_parallel",
+        "arguments", "environment", "bind_address", "port", "readiness", "promised_memory_bytes",
+        "served_model_name", "gpu_indices",
+    }  # fmt: skip
+    assert set(document["spec"]) == known
+    assert set(document) == {
+        "format", "spec", "desired", "condition", "token", "process", "argv", "last_exit_code", "problem",
+    }  # fmt: skip
 
 
 def test_a_write_that_died_half_way_leaves_the_former_record(tmp_path: Path) -> None:

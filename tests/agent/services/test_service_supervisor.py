@@ -508,9 +508,12 @@ async def test_damaged_journal_is_reported_kept_aside_and_hurts_no_other(layout:
         assert listed["tiny"].problem is not None and listed["tiny"].problem.code == "journal-damaged"
         assert listed["tiny"].process == torn.process  # found by what it carries in its environment
         assert list(layout.services_dir.glob("tiny.json.corrupt-*"))
+    async with running(layout) as supervisor:  # nor does another start of the agent forget a server that runs
+        assert {status.spec.name: status.process for status in supervisor.list()}["tiny"] == torn.process
         await supervisor.apply(make_spec(port=torn.spec.port))
         again = await until(supervisor, ready_again(torn))
         assert identity_of(pid_of(torn)) is None and again.problem is None
+        assert not list(layout.services_dir.glob("tiny.json.corrupt-*"))
 
 
 async def test_log_is_rotated_while_the_server_writes_and_read_as_one(layout: Layout, make_spec: MakeSpec) -> None:
