@@ -4,10 +4,9 @@ Three ways to name a model: a catalog name ("glm-4.7-flash", "qwen3.5-9b:Q8_0"),
 hosts (a .gguf file or a folder with config.json; "./x" lies in a host's model folder).
 """
 
-import re
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from fleet_controller.backends import BACKENDS
 from fleet_controller.domain.base import EnvironmentVariable
@@ -25,16 +24,14 @@ from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
 from fleet_controller.hub import config_json, gguf, gguf_files
 from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
+from fleet_controller.hub.local_models import model_of_path
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
+from fleet_controller.hub.names import quantization_of_file, service_name
 from fleet_controller.planning.candidates import backend_named
 from fleet_inventory.catalog import Architecture, Catalog, Model
 from fleet_inventory.catalog import Artifact as CatalogArtifact
 
 Lister = Callable[[str], HubSnapshot]
-# In file names: Qwen3.5-27B-UD-Q4_K_XL.gguf, gpt-oss-20b-MXFP4_MOE.gguf, tiny-F16-00001-of-00002.gguf.
-_QUANTIZATION = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:i1-)?(?:IQ\d\w*|Q\d\w*|TQ\d\w*|BF16|F16|F32|MXFP4\w*))(?:-\d{5}-of-\d{5})?$", re.IGNORECASE
-)
 _CONFIG_LIMIT_BYTES = 4 << 20
 
 
@@ -61,7 +58,7 @@ def resolve_with(request: DeployRequest, catalog: Catalog, lister: Lister, token
     if request.repository:
         return _of_repository(request.repository, lister, token)
     if is_path(request.model):
-        return _of_path(request.model, request.quantization)
+        return model_of_path(request.model, request.quantization)
     model, quantization = catalog.resolve(request.model)
     return _of_catalog(model, request, request.quantization or quantization or "", wanted, lister)
 
@@ -264,16 +261,6 @@ def _gguf_artifacts(snapshot: HubSnapshot) -> tuple[ModelArtifact, ...]:
     return tuple(_artifact(snapshot, GGUF, quantization, tuple(files)) for quantization, files in groups.items())
 
 
-def quantization_of_file(path: str) -> str:
-    """As "UD-Q4_K_XL" of "Qwen3.5-27B-UD-Q4_K_XL.gguf"; the whole stem where no known name is in it."""
-    return _stated_quantization(path) or PurePosixPath(path).stem
-
-
-def _stated_quantization(path: str) -> str:
-    found = _QUANTIZATION.search(PurePosixPath(path).stem)
-    return found[1] if found else ""
-
-
 def _remote_gguf_shape(
     snapshot: HubSnapshot, artifacts: tuple[ModelArtifact, ...], token: str | None
 ) -> tuple[ModelShape | None, str]:
@@ -309,59 +296,3 @@ def _fetch_text(url: str, token: str | None) -> str:
             return text
     except OSError as error:
         raise HubError(f"{url} cannot be read: {error}", "try again, or set HF_ENDPOINT") from error
-
-
-def _of_path(path: str, quantization: str) -> ResolvedModel:
-    """A file or folder on the hosts. Where this machine has it too, its size and header are taken from here."""
-    plain = path.rstrip("/")
-    pure = PurePosixPath(plain)
-    name = service_name(gguf_files.without_part(pure.stem) if plain.endswith(".gguf") else pure.name)
-    artifact = _local_gguf(plain) if plain.endswith(".gguf") else _local_folder(plain)
-    stated = _stated_quantization(plain) if artifact.format == GGUF else artifact.quantization
-    if quantization and stated and quantization.upper() != stated.upper():
-        raise NoFilesError(f"{plain} holds {stated}, not {quantization}", "leave --quant out, or name another file")
-    artifact = artifact.model_copy(update={"quantization": quantization or artifact.quantization})
-    shape = artifact.shape
-    return ResolvedModel(
-        name=name,
-        display_name=plain,
-        max_context=shape.context_length if shape else None,
-        shape=shape,
-        artifacts=(artifact,),
-    )
-
-
-def _local_gguf(path: str) -> ModelArtifact:
-    parts = gguf_files.local_parts(path)
-    artifact = ModelArtifact(format=GGUF, quantization=quantization_of_file(path), local_path=path, local_parts=parts)
-    file = Path(path)
-    if not file.is_absolute() or not file.is_file():
-        return artifact
-    files = [Path(part) for part in parts or (path,)]
-    gguf_files.demand_all_parts([str(part) for part in files if part.is_file()], "this machine")
-    return artifact.model_copy(
-        update={
-            "weights_bytes": sum(part.stat().st_size for part in files),
-            "shape": gguf.shape_of(gguf.read_file(file)),
-            "projector": gguf_files.local_projector(file),
-        }
-    )
-
-
-def _local_folder(path: str) -> ModelArtifact:
-    folder = Path(path)
-    if not folder.is_absolute() or not (folder / "config.json").is_file():
-        return ModelArtifact(format=SAFETENSORS, local_path=path)
-    config = config_json.parse_config((folder / "config.json").read_text(encoding="utf-8"))
-    return ModelArtifact(
-        format=MLX if config_json.is_mlx(config) else SAFETENSORS,
-        quantization=config_json.quantization_of(config),
-        local_path=path,
-        weights_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        shape=config_json.shape_of(config),
-    )
-
-
-def service_name(text: str) -> str:
-    """A name that a service may have: lower case letters, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "model"

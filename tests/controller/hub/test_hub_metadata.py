@@ -16,13 +16,8 @@ from fleet_controller.hub.errors import (
 )
 from fleet_controller.hub.gguf import read_url
 from fleet_controller.hub.metadata import HubSnapshot, list_repository, split_parts
-from fleet_controller.hub.resolve import (
-    named_quantization,
-    quantization_of_file,
-    resolve_model,
-    resolve_with,
-    service_name,
-)
+from fleet_controller.hub.names import quantization_of_file, service_name
+from fleet_controller.hub.resolve import named_quantization, resolve_model, resolve_with
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import load_catalog
 from support.stand_in_hub import StandInHub
