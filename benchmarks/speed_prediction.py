@@ -1,10 +1,15 @@
-"""How well speeds are predicted that nobody measured: python -m benchmarks.speed_prediction [--data ../shared/data]
+"""How well speeds are predicted that nobody measured: python -m benchmarks.speed_prediction
+
+    [--data ../shared/data] [--score more_rows.csv]
 
 Data: the rows and models that ship as reference (lab notes, and published tables), or the files of the same names in a
 folder: public_results.csv, lab_notes_results.csv, models.csv. Chips are the inventory's.
 
 The split is fixed: one architecture (the `model` of a row) is left out at a time, on every device and engine; the model
 is fitted to all other rows and predicts those. No row is used for its own prediction, and none of its architecture.
+With --score, rows of another file (columns of public_results.csv) are predicted from all of those rows but the ones of
+the same model, device and engine.
+
 The priors are those that ship: they were written with these rows in sight, so their widths are not independent of them.
 
 Regret: on each device with at least two measured candidates (engine and quantization) for one model, through the same
@@ -29,7 +34,7 @@ from fleet_controller.choosing.speed import COVERED, Prediction, SpeedModel
 from fleet_controller.choosing.terms import matrix_operations
 from fleet_controller.choosing.work import Cell, MeasuredSpeed, Phase
 from fleet_controller.results.comparability import near_depth
-from fleet_inventory.speed_reference import load_speed_figures, load_speed_models
+from fleet_inventory.speed_reference import load_public_figures, load_speed_figures, load_speed_models
 
 TARGETS = {
     Phase.DECODE: "median <= 12 %, 90th percentile <= 45 %, coverage 65 to 92 %",
@@ -79,6 +84,19 @@ def left_out(rows: Sequence[MeasuredSpeed]) -> tuple[list[Judged], dict[str, Spe
         models[name] = SpeedModel(row for row in rows if row.cell.model.name != name)
         judged += [Judged(row, models[name].predict(row.cell)) for row in rows if row.cell.model.name == name]
     return judged, models
+
+
+def held_out(scored: Sequence[MeasuredSpeed], rows: Sequence[MeasuredSpeed]) -> list[Judged]:
+    """Rows from elsewhere, each predicted without what is known of its model on its device and engine."""
+
+    def subject(row: MeasuredSpeed) -> tuple[str, str, str]:
+        return row.cell.model.name, row.cell.device.name, row.cell.engine.key
+
+    judged: list[Judged] = []
+    for held in sorted({subject(row) for row in scored}):
+        model = SpeedModel(row for row in rows if subject(row) != held)
+        judged += [Judged(row, model.predict(row.cell)) for row in scored if subject(row) == held]
+    return judged
 
 
 def quantile(values: Iterable[float], share: float) -> float:
@@ -231,6 +249,14 @@ def decay_table(judged: Iterable[Judged], device: str, model: str) -> None:
     print(table(("quantization", "depth", "measured t/s", "predicted t/s", "80 % interval"), lines))
 
 
+def score(judged: Sequence[Judged]) -> None:
+    for phase in Phase:
+        of_phase = [item for item in judged if item.cell.phase is phase]
+        if of_phase:
+            error_table(phase, of_phase, "architecture", lambda item: item.cell.model.name)
+            error_table(phase, of_phase, "device", lambda item: item.cell.device.name)
+
+
 def summary_line(
     phase: Phase, judged: Sequence[Judged], over: dict[str, Any], regret: dict[str, Any]
 ) -> tuple[str, ...]:
@@ -251,8 +277,13 @@ def summary_line(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the three files (default: those that ship)")
-    folder = parser.parse_args().data
-    rows = reference_speeds(load_speed_figures(folder), load_speed_models(folder))
+    parser.add_argument("--score", type=Path, help="rows from elsewhere, with the columns of public_results.csv")
+    arguments = parser.parse_args()
+    shapes = load_speed_models(arguments.data)
+    rows = reference_speeds(load_speed_figures(arguments.data), shapes)
+    if arguments.score:
+        score(held_out(reference_speeds(load_public_figures(arguments.score), shapes), rows))
+        return
     judged, models = left_out(rows)
     summary, details = [], dict[str, object]()
     for phase in Phase:

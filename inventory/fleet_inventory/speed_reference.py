@@ -5,6 +5,7 @@ The columns do not tell everything that decides about speed; what a source's too
 
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -16,9 +17,15 @@ from fleet_inventory.reference_data import REFERENCE_FOLDER
 
 SPEED_FOLDER = REFERENCE_FOLDER / "speed"
 PUBLIC_FILE, MODELS_FILE, NOTES_FILE = "public_results.csv", "models.csv", "lab_notes_results.csv"
-# llama.cpp as of May 2024: flash attention only where asked for, and quantized weights are unpacked before products of
-# large batches (until https://github.com/ggml-org/llama.cpp/pull/8075 of June 2024).
+# How XiongjieDai's table says which llama.cpp it used.
 OLD_LLAMA_CPP = "May 2024 snapshot"
+# Until https://github.com/ggml-org/llama.cpp/pull/8075 (24 June 2024, about b3215) llama.cpp on CUDA unpacks quantized
+# weights before products of large batches.
+MULTIPLIES_QUANTIZED_SINCE_BUILD = 3215
+# llama-bench decides about flash attention by itself since https://github.com/ggml-org/llama.cpp/pull/23714 (end of May
+# 2026; b9193 of mid-May does not, b11434 does). Before, it is off unless somebody asks for it, as kyuz0 does.
+LLAMA_BENCH_DECIDES_SINCE_BUILD = 9400
+SOURCES_WITH_FLASH_ATTENTION = frozenset({"kyuz0/amd-strix-halo-toolboxes"})
 # Bytes of 16-bit weights, and of files whose size the notes do not tell but others published.
 BYTES_OF_16_BITS = 2
 PUBLISHED_SIZES = {
@@ -82,6 +89,11 @@ def load_speed_figures(folder: Path | None = None) -> tuple[SpeedFigure, ...]:
     return (*_read(public, _public), *_read(notes, _notes))
 
 
+def load_public_figures(path: Path) -> tuple[SpeedFigure, ...]:
+    """Rows of another file with the columns of public_results.csv. Raises InventoryError as load_speed_figures does."""
+    return tuple(_read(path, _public))
+
+
 def load_speed_models(folder: Path | None = None) -> dict[str, SpeedModelShape]:
     """Shapes by name (lower case). Raises InventoryError as load_speed_figures does."""
     found = _read((folder or SPEED_FOLDER) / MODELS_FILE, lambda rows: [_shape(row) for row in rows])
@@ -98,18 +110,24 @@ def _read(path: Path, parse: Callable[[list[dict[str, str]]], list[Row]]) -> lis
         raise InventoryError(f"{path}: a row cannot be read: {error}") from error
 
 
+def build_of(version: str) -> int:
+    """The build number of llama.cpp in "b8396 054d8b0f2"; 0 where there is none, as in releases of others' naming."""
+    match = re.match(r"b(\d+)\b", version)
+    return int(match[1]) if match else 0
+
+
 def _public(rows: list[dict[str, str]]) -> list[SpeedFigure]:
     found = []
     for row in rows:
         backend, _, runtime = row["backend"].lower().partition("/")
-        old = row["backend_version"] == OLD_LLAMA_CPP
+        build = build_of(row["backend_version"])
         tokens, middle = int(float(row["n_tokens"])), float(row["mean_depth"])
         found.append(
             SpeedFigure(
                 device=row["device"],
                 backend=backend,
                 runtime=runtime.rstrip("0123456789"),
-                version=row["backend_version"].partition(" ")[0] if not old else OLD_LLAMA_CPP,
+                version=row["backend_version"].partition(" ")[0] if build else row["backend_version"],
                 model=row["arch"].lower(),
                 quantization=row["quant"],
                 test=row["test"],
@@ -118,8 +136,10 @@ def _public(rows: list[dict[str, str]]) -> list[SpeedFigure]:
                 depth=round(middle - tokens / 2) if row["test"] == "tg" else round(middle),
                 tokens_per_second=float(row["tps"]),
                 weights_bytes=float(row["model_bytes"]),
-                flash_attention=not old,
-                dequantizes=old and runtime == "cuda",
+                flash_attention=backend != "llama.cpp"
+                or row["source"] in SOURCES_WITH_FLASH_ATTENTION
+                or build >= LLAMA_BENCH_DECIDES_SINCE_BUILD,
+                dequantizes=runtime == "cuda" and backend == "llama.cpp" and build < MULTIPLIES_QUANTIZED_SINCE_BUILD,
                 source=row["source"],
             )
         )

@@ -11,6 +11,7 @@ from fleet_inventory.speed_reference import (
     MODELS_FILE,
     PUBLIC_FILE,
     SPEED_FOLDER,
+    load_public_figures,
     load_speed_figures,
     load_speed_models,
 )
@@ -64,6 +65,17 @@ def test_sizes_come_from_a_row_of_the_same_file_else_from_who_published_them() -
     sizes = {(figure.model, figure.quantization): figure.weights_bytes for figure in load_speed_figures()}
     assert sizes["qwen3.5-35b-a3b", "UD-Q3_K_XL"] == pytest.approx(16.59e9, rel=1e-3)
     assert sizes["qwen3.5-4b", "BF16"] == pytest.approx(8.42e9, rel=1e-3)
+
+
+def test_another_file_says_by_its_version_what_its_tool_did(tmp_path: Path) -> None:
+    lines = (SPEED_FOLDER / PUBLIC_FILE).read_text().splitlines()
+    row = next(line for line in lines if "Llama-3.1-8B" in line and "RTX 4090" in line)
+    row = row.replace("XiongjieDai/GPU-Benchmarks-on-LLM-Inference", "elsewhere")
+    versions = ("b3100 abc", "b4000 abc", "b11434 abc")
+    path = tmp_path / "more.csv"
+    path.write_text("\n".join([lines[0], *(row.replace("May 2024 snapshot", version) for version in versions)]))
+    found = [(one.version, one.dequantizes, one.flash_attention) for one in load_public_figures(path)]
+    assert found == [("b3100", True, False), ("b4000", False, False), ("b11434", False, True)]
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

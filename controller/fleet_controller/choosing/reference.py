@@ -16,14 +16,15 @@ from fleet_controller.choosing.work import (
 from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.tools import LLAMA_BENCH, MLX_LM_BENCHMARK
 from fleet_inventory.chips import ChipKind, find_chip
-from fleet_inventory.speed_reference import SpeedFigure, SpeedModelShape
+from fleet_inventory.speed_reference import (
+    LLAMA_BENCH_DECIDES_SINCE_BUILD,
+    SpeedFigure,
+    SpeedModelShape,
+    build_of,
+)
 
 _CORES = re.compile(r"(.*) \((\d+)-core GPU\)")
-_BUILD = re.compile(r"b(\d+)")
 _FLASH_ATTENTION = re.compile(r"(?:^|\s)(?:-fa|--flash-attn)[ =](\S+)")
-# llama-bench decides about flash attention by itself since https://github.com/ggml-org/llama.cpp/pull/23714 (end of May
-# 2026; b9193 of mid-May does not, b11434 does).
-LLAMA_BENCH_DECIDES_SINCE_BUILD = 9400
 # llama-server does since https://github.com/ggml-org/llama.cpp/pull/15434 (end of August 2025, about b6325).
 LLAMA_SERVER_DECIDES_SINCE_BUILD = 6325
 _RUNTIMES = {
@@ -100,11 +101,11 @@ def uses_flash_attention(backend: str, client: str, version: str, flags: str) ->
     asked = _FLASH_ATTENTION.search(flags)
     if asked and asked[1] != "auto":
         return asked[1] in ("1", "on")
-    build = _BUILD.fullmatch(version)
-    if build is None:
+    build = build_of(version)
+    if not build:
         return True
     first = LLAMA_BENCH_DECIDES_SINCE_BUILD if client == LLAMA_BENCH else LLAMA_SERVER_DECIDES_SINCE_BUILD
-    return int(build[1]) >= first
+    return build >= first
 
 
 def _measured(figure: SpeedFigure, device: DeviceFacts, model: ModelWork) -> MeasuredSpeed:
