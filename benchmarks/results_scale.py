@@ -92,6 +92,7 @@ def main() -> None:
             "results list": ["results", "list"],
             "matrix": ["matrix"],
             "matrix of one model": ["matrix", "model-3", "--depth", "8192"],
+            "matrix as HTML": ["matrix", "--format", "html"],
         }
         found = {name: Samples(f"fleet {name}") for name in commands}
         for arguments in commands.values():

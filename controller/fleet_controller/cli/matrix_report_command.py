@@ -36,7 +36,7 @@ def run_report(options: MatrixOptions, output: str) -> None:
         experts={model.name.lower(): model.architecture.experts is not None for model in catalog.models},
         names=KnownNames(_suites(), frozenset(model.name.lower() for model in catalog.models)),
     )
-    question = Question(METRICS[options.metric], options.depth, options.by, _restrictions(options))
+    question = Question(METRICS[options.metric], options.depth, options.by, options.concurrency, _restrictions(options))
     report = build_report(material, question, int(time.time() * 1000))
     text = render(report)
     if not output and not sys.stdout.isatty():
@@ -59,7 +59,6 @@ def _request(options: MatrixOptions) -> controller_pb2.ListResultsRequest:
         models=options.models,
         clients=[options.client] if options.client else [],
         sources=known_sources((options.source,)) if options.source else [],
-        concurrency=options.concurrency,
         newest=READ_MOST,
         one_per_fingerprint=True,
         with_runs=True,
@@ -72,7 +71,7 @@ def _restrictions(options: MatrixOptions) -> tuple[str, ...]:
         "hosts": options.hosts,
         "client": options.client,
         "source": options.source,
-        "requests at once": str(options.concurrency) if options.concurrency != 1 else "",
+        "matrix and charts: requests at once": str(options.concurrency) if options.concurrency != 1 else "",
     }
     return tuple(f"{name} {value}" for name, value in named.items() if value)
 

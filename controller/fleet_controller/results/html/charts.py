@@ -30,7 +30,8 @@ FILLED = 5
 
 def charts(report: Report) -> Markup:
     """A section for each model."""
-    return Markup("".join(_section(number, found) for number, found in enumerate(charts_of(report.entries))))
+    shown = [entry for entry in report.entries if entry.result.concurrency == report.question.concurrency]
+    return Markup("".join(_section(number, found) for number, found in enumerate(charts_of(shown))))
 
 
 def _section(number: int, found: ModelCharts) -> Markup:

@@ -30,11 +30,15 @@ METRIC_NAMES = {
 
 @dataclass(frozen=True)
 class Question:
-    """As asked: the metric and depth that come first, what a column is, and what rows were let through (for people)."""
+    """As asked: the metric and depth that come first, what a column is, and what rows were let through (for people).
+
+    The matrix and the charts are of rows with `concurrency` requests at once; the sections of hosts have all.
+    """
 
     metric: Metric = Metric.DECODE
     depth: int = 0
     by: str = "host"
+    concurrency: int = 1
     restrictions: tuple[str, ...] = ()
 
 
@@ -115,7 +119,7 @@ def _matrices(entries: Sequence[Entry], question: Question) -> tuple[Matrix, ...
     """The metric that was asked for first; of each metric the depths that were measured, from shallow to deep."""
     of_metric: dict[Metric, list[Entry]] = {metric: [] for metric in (question.metric, *METRICS.values())}
     for entry in entries:
-        if entry.result.test_kind in of_metric:
+        if entry.result.test_kind in of_metric and entry.result.concurrency == question.concurrency:
             of_metric[entry.result.test_kind].append(entry)
     found = [
         build_matrix(mine, metric, depth, question.by)

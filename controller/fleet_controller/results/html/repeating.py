@@ -1,5 +1,6 @@
 """The command that measures a run's cells again. Pure."""
 
+import itertools
 import json
 import re
 import shlex
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from fleet_controller.backends.base import BackendError
 from fleet_controller.benchmarking.clients import client_for
-from fleet_controller.benchmarking.suites import Part, Suite
+from fleet_controller.benchmarking.suites import ENGINE, Part, Suite
 from fleet_controller.results.columns import Metric, Result, Run, Source
 
 QUICK = "quick"
@@ -34,10 +35,12 @@ class Repetition:
 
 @dataclass(frozen=True)
 class _Tests:
-    """What one run measured, in the words of a suite's part. `repetitions` 0 = nobody said."""
+    """What one run measured, in the words of suites' parts. `repetitions` 0 = nobody said.
 
-    prompt_tokens: int
-    generation_tokens: int
+    `counts` are prompt and generated tokens, the largest first; most runs have one pair.
+    """
+
+    counts: tuple[tuple[int, int], ...]
     depths: tuple[int, ...]
     concurrency: tuple[int, ...]
     repetitions: int
@@ -63,9 +66,10 @@ def repetition_of(results: Sequence[Result], run: Run | None, names: KnownNames)
 
 def _tests(results: Sequence[Result]) -> _Tests:
     depths = {result.depth for result in results if result.test_kind is not Metric.ENERGY}
+    prompts = sorted({result.prompt_tokens for result in results} - {0}, reverse=True)
+    generations = sorted({result.generation_tokens for result in results} - {0}, reverse=True)
     return _Tests(
-        prompt_tokens=max(result.prompt_tokens for result in results),
-        generation_tokens=max(result.generation_tokens for result in results),
+        counts=tuple(itertools.zip_longest(prompts, generations, fillvalue=0)) or ((0, 0),),
         depths=tuple(sorted(depths or {0})),
         concurrency=tuple(sorted({result.concurrency for result in results})),
         repetitions=max(result.repetitions for result in results),
@@ -95,8 +99,9 @@ def _suite_words(first: Result, tests: _Tests, names: KnownNames) -> tuple[list[
     if first.suite and first.suite not in {suite.name for suite in names.suites}:
         return ["--suite", first.suite], ""
     client = ["--client", first.client] if first.client else []
-    if tests.depths == (0,) and tests.concurrency == (1,):
-        counts = ["--prompt", str(tests.prompt_tokens), "--generate", str(tests.generation_tokens)]
+    if len(tests.counts) == 1 and tests.depths == (0,) and tests.concurrency == (1,):
+        prompt, generation = tests.counts[0]
+        counts = ["--prompt", str(prompt), "--generate", str(generation)]
         repetitions = ["--repetitions", str(tests.repetitions)] if tests.repetitions else []
         return ["--suite", QUICK, *client, *counts, *repetitions], ""
     return ["--suite", "again"], _suite_file(first, tests)
@@ -109,19 +114,22 @@ def _has(part: Part, first: Result, tests: _Tests) -> bool:
         return False
     return (
         same_client
-        and (part.prompt_tokens, part.generation_tokens) == (tests.prompt_tokens, tests.generation_tokens)
+        and ((part.prompt_tokens, part.generation_tokens),) == tests.counts
         and set(tests.depths) <= set(part.depths)
         and set(tests.concurrency) <= set(part.concurrency)
     )
 
 
 def _suite_file(first: Result, tests: _Tests) -> str:
-    lines = [
-        f"client: {json.dumps(first.client or 'engine')}",
-        f"prompt_tokens: {tests.prompt_tokens}",
-        f"generation_tokens: {tests.generation_tokens}",
-        f"depths: {list(tests.depths)}",
-        f"concurrency: {list(tests.concurrency)}",
-        *([f"repetitions: {tests.repetitions}"] if tests.repetitions else []),
+    parts = [
+        [
+            f"client: {json.dumps(first.client or ENGINE)}",
+            f"prompt_tokens: {prompt}",
+            f"generation_tokens: {generation}",
+            f"depths: {list(tests.depths)}",
+            f"concurrency: {list(tests.concurrency)}",
+            *([f"repetitions: {tests.repetitions}"] if tests.repetitions else []),
+        ]
+        for prompt, generation in tests.counts
     ]
-    return "parts:\n  - " + "\n    ".join(lines) + "\n"
+    return "parts:\n" + "".join("  - " + "\n    ".join(lines) + "\n" for lines in parts)
