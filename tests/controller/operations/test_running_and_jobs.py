@@ -7,8 +7,9 @@ import pytest
 
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.jobs import JobState, JobStatus
+from fleet_controller.domain.steps import Step
 from fleet_controller.fanout import WAITING_ITEMS, as_they_finish, merged
-from fleet_controller.operations.jobs import active_deploys, is_attempt_of
+from fleet_controller.operations.jobs import STAGES, active_deploys, is_attempt_of
 from fleet_controller.operations.running import REMEMBERED_EVENTS, RunningWork
 
 
@@ -136,3 +137,7 @@ def test_only_unfinished_jobs_of_this_very_service_are_joined() -> None:
         job(f"smoke-qwen-{digest}"),
     )
     assert [found.job_id for found in active_deploys(jobs, "qwen")] == [jobs[0].job_id, jobs[1].job_id]
+
+
+def test_every_kind_of_step_has_its_word() -> None:
+    assert set(STAGES) == set(Step.model_fields) - {"name"}
