@@ -4,6 +4,7 @@ import typer
 
 from fleet_controller.cli.installer_question import INSTALL_LM_STUDIO, INSTALL_LM_STUDIO_HELP
 
+LARGEST_NUMBER = 2**31 - 1  # what fits the messages to the controller
 HOSTS_HELP = "Hosts: names, globs (gpu*), @groups, !exclusions, commas."
 
 
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
+    context_of_command: typer.Context,
     model: str = typer.Argument(
         "", metavar="MODEL", help="A name of `fleet models`, name:quant, or an absolute path on the hosts."
     ),
@@ -26,10 +28,12 @@ def deploy(
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
     quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),
     context: int | None = typer.Option(
-        None, "--context", "-c", min=1, help="Context length in tokens, for each request."
+        None, "--context", "-c", min=1, max=LARGEST_NUMBER, help="Context length in tokens, for each request."
     ),
     port: int | None = typer.Option(None, "--port", "-p", min=1, max=65535, help="Port of the endpoint on the host."),
-    max_parallel: int | None = typer.Option(None, "--max-parallel", min=1, help="Requests served at once."),
+    max_parallel: int | None = typer.Option(
+        None, "--max-parallel", min=1, max=LARGEST_NUMBER, help="Requests served at once."
+    ),
     repository: str = typer.Option("", "--repo", "--repository", help="Any repository of the model hub, owner/name."),
     speculative: bool | None = typer.Option(
         None, "--speculative/--no-speculative", help="Speculative decoding; as the catalog has it where not given."
@@ -45,7 +49,11 @@ def deploy(
         "", "--flash-attention", metavar="on|off|auto", help="Flash attention (llama.cpp)."
     ),
     tensor_parallel: int | None = typer.Option(
-        None, "--tensor-parallel", min=1, help="GPUs to deal the model out to (vllm, sglang); all where not given."
+        None,
+        "--tensor-parallel",
+        min=1,
+        max=LARGEST_NUMBER,
+        help="GPUs to deal the model out to (vllm, sglang); all where not given.",
     ),
     memory_fraction: float | None = typer.Option(
         None, "--memory-fraction", min=0.05, max=1.0, help="Part of each GPU that the server takes (vllm, sglang)."
@@ -80,7 +88,9 @@ def deploy(
 ) -> None:
     """Put a model on hosts: install what is missing, fetch the files, start, wait until it answers."""
     from fleet_controller.cli.deploy_command import DeployOptions, run_deploy
+    from fleet_controller.cli.empty_options import refuse_empty
 
+    refuse_empty(context_of_command)
     options = DeployOptions(
         model=model,
         pattern=hosts,
@@ -127,7 +137,9 @@ def logs(
     model: str = typer.Argument(..., metavar="MODEL", help="Name of the service, as `fleet ps` shows it."),
     hosts: str = typer.Option("all", "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on with new lines until Ctrl-C."),
-    tail: int = typer.Option(100, "--tail", "-n", min=0, help="So many lines of each host; 0 = everything kept."),
+    tail: int = typer.Option(
+        100, "--tail", "-n", min=0, max=LARGEST_NUMBER, help="So many lines of each host; 0 = everything kept."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout; not with --follow."),
 ) -> None:
     """Show what a model server printed."""

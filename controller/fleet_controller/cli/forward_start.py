@@ -120,7 +120,7 @@ def _target(options: StartOptions, hosts: Sequence[HostServices], preferred: str
         Target(host, status) for host in sorted(hosts, key=lambda one: one.host)
         if (status := service_of(host, options.model)) is not None
     ]  # fmt: skip
-    running = [one for one in found if one.service.process is not None]
+    running = [one for one in found if one.service.process is not None and one.service.spec.port]
     ready = [one for one in running if one.service.state is ServiceState.READY]
     for one in (*ready, *running):
         if one.host.host == preferred:

@@ -82,16 +82,16 @@ def _row(host: HostServices, service: services_pb2.ServiceStatus, forwards: Sequ
         host.host,
         spec.name,
         word_of(service, "state"),
-        spec.backend,
+        spec.backend or "-",
         spec.backend_version or "-",
         spec.quantization or "-",
         f"{spec.context_length:,}" if spec.context_length else "-",
-        str(spec.port),
+        str(spec.port) if spec.port else "-",
         gibibytes(memory) if runs and known else "-",
         f"{service.tokens_per_second:.1f}" if runs and service.HasField("tokens_per_second") else "-",
         uptime if runs else "-",
         str(service.restarts),
-        _endpoint(host, spec.name, forwards) if runs else "-",
+        _endpoint(host, spec.name, forwards) if runs and spec.port else "-",
     )
 
 

@@ -13,6 +13,7 @@ from fleet_controller.operations.reports import HostServices
 
 WILDCARD_ADDRESSES = ("0.0.0.0", "::", "*", "")
 LOCAL_TRANSPORT = "local"
+NO_PORT = "its host has lost the record of its port"
 
 
 class Via(StrEnum):
@@ -91,7 +92,9 @@ def address_on_host(bind_address: str) -> str:
 
 
 def ways_to(host: HostServices, spec: ServiceSpec, forward: Forward | None) -> tuple[Way, ...]:
-    """The addresses to try from this machine, the shortest way first."""
+    """The addresses to try from this machine, the shortest way first; none where the agent lost the record of it."""
+    if not spec.port:
+        return ()
     if host.transport == LOCAL_TRANSPORT:
         return (Way(via=Via.LOCAL, base_url=base_url(address_on_host(spec.bind_address), spec.port)),)
     ways = []
@@ -118,7 +121,7 @@ def _served(host: HostServices, status: ServiceStatus, forwards: list[Forward]) 
         health_path=spec.readiness.path,
         key=_key(spec),
         ways=ways_to(host, spec, forward),
-        why_none=f"it listens on {host.host}'s own {spec.bind_address}:{spec.port}",
+        why_none=f"it listens on {host.host}'s own {spec.bind_address}:{spec.port}" if spec.port else NO_PORT,
     )
 
 

@@ -21,6 +21,9 @@ def demand_options(request: DeployRequest) -> None:
     if request.offline_folder and not request.offline_folder.startswith("/"):
         message = f"--offline takes an absolute folder on the hosts, not '{request.offline_folder}'"
         raise _usage(message, "as in --offline /data/engines")
+    if request.engine_path and not request.engine_path.startswith("/"):
+        message = f"--engine-path takes an absolute folder on the hosts, not '{request.engine_path}'"
+        raise _usage(message, "as in --engine-path /opt/llama.cpp/build/bin")
     fraction = request.memory_fraction
     if fraction is not None and not 0 < fraction <= 1:
         raise _usage(f"--memory-fraction {fraction:g} is no part of a GPU", "a number above 0, and 1 at most")

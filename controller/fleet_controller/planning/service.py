@@ -190,7 +190,17 @@ def changes(old: ServiceSpec, new: ServiceSpec) -> str:
     found += [f"{key} {_word(before.get(key))} -> {_word(after.get(key))}" for key in asked]
     if old.api_key != new.api_key:
         found.append("API key " + ("added" if old.api_key is None else "removed" if new.api_key is None else "changed"))
-    return ", ".join(found) or "its command line or environment changed"
+    return ", ".join(found) or _other_changes(old, new)
+
+
+def _other_changes(old: ServiceSpec, new: ServiceSpec) -> str:
+    """Where what was asked for is the same: a newer fleet gives other arguments, or the host's settings changed."""
+    words = [f"+ {word}" for word in new.arguments if word not in old.arguments]
+    words += [f"- {word}" for word in old.arguments if word not in new.arguments]
+    if words:
+        return f"command line: {' '.join(words)}"
+    names = sorted({variable.name for variable in {*old.environment} ^ {*new.environment}})
+    return f"environment: {', '.join(names)}" if names else "its command line or environment changed"
 
 
 def _word(value: object) -> str:

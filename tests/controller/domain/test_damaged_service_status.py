@@ -9,7 +9,7 @@ def test_a_status_with_nothing_but_a_name_is_understood() -> None:
     message = services_pb2.ServiceStatus(
         spec=services_pb2.ServiceSpec(name="tiny", tool=jobs_pb2.ToolRef()),
         state=services_pb2.SERVICE_STATE_FAILED,
-        problem=common_pb2.Problem(code="journal-damaged"),
+        problem=common_pb2.Problem(code="journal-damaged", message="it was damaged"),
     )
     status = from_wire(ServiceStatus, message)
     assert status.spec.name == "tiny" and status.state is ServiceState.FAILED

@@ -112,3 +112,9 @@ def test_the_reference_that_a_deploy_was_given_reaches_its_clients() -> None:
 def test_a_service_without_a_key_asks_for_none() -> None:
     [served] = served_models([on("gpu1", status())], [])
     assert served.key is None
+
+
+def test_a_service_whose_record_its_host_lost_has_no_address() -> None:
+    host = on("here", status(port=0), transport="local")
+    [served] = served_models([host], [])
+    assert served.ways == () and "lost the record" in served.why_none
