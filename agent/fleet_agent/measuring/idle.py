@@ -1,11 +1,13 @@
 """Waiting until nobody else uses the devices and their temperature has settled."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 
 from fleet_agent.jobs.errors import JobProblem
 from fleet_agent.jobs.model import DeviceWatch
+from fleet_agent.measuring.waiting import Reminder
 from fleet_agent.measuring.watch import SLOWED_DOWN, DeviceLooker, Look
 from fleet_agent.steps.context import StepContext
 
@@ -53,21 +55,30 @@ def _unsettled(looks: Sequence[Look]) -> str | None:
     return None
 
 
+def causes_of(looks: Sequence[Look], reason: str) -> frozenset[str]:
+    """What is waited for without the figures that move: the programs that compute, else the kind of reason."""
+    last = looks[-1]
+    programs = [f"{one.user} {one.command}" for one in last.foreign_cpu[:NAMED]] if reason.startswith("busy: ") else []
+    return frozenset(programs or [re.sub(r"[\d.]+", "", reason)])
+
+
 async def wait_until_idle(context: StepContext, looker: DeviceLooker, watch: DeviceWatch) -> float:
     """Seconds waited. Says for what it waits. Raises JobProblem "busy" after watch.idle_wait_seconds."""
     started = time.monotonic()
     looks: list[Look] = []
-    said = ""
+    reminder = Reminder()
+    # CPU time is told by two looks that lie apart; a GPU tells what it does at once.
+    pause = 0.0 if watch.gpu_indices else LOOK_SECONDS
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(pause)
+        pause = LOOK_SECONDS
         looks.append(await context.in_thread(looker.look))
         reason = not_idle(looks, watch)
         waited = time.monotonic() - started
         if reason is None:
             return waited
         if waited > watch.idle_wait_seconds and len(looks) >= SETTLED_LOOKS:
-            raise JobProblem("busy", reason, "wait until it has ended, then repeat; --when-idle waits by itself")
-        if reason.split(",")[0] != said:
-            said = reason.split(",")[0]
+            raise JobProblem("busy", f"{reason}; waited {waited:.0f} s", "repeat it later, or wait with --when-idle")
+        if reminder.due(causes_of(looks, reason)):
             context.log(f"waiting for an idle device: {reason}")
-        context.progress(int(waited), None, "s", f"waiting: {reason}")
+            context.progress(int(waited), None, "s", f"waiting: {reason}")

@@ -32,6 +32,7 @@ from fleet_agent.measuring.corpus import served_corpus
 from fleet_agent.measuring.idle import wait_until_idle
 from fleet_agent.measuring.server import bench_server, port_owner
 from fleet_agent.measuring.services import busy_with, in_the_way, service_records, wait_until_paused
+from fleet_agent.measuring.waiting import Reminder
 from fleet_agent.measuring.watch import DeviceLooker, Sampler
 from fleet_agent.process import identity_of, tree_members
 from fleet_agent.steps.context import ChildResult, StepContext
@@ -88,7 +89,7 @@ async def _lease(step: BenchStep, context: StepContext) -> AsyncIterator[Lease]:
     title = context.job.spec().title or context.job.job_id
     gpus = step.watch.gpu_indices
     lease = Lease(context.job.job_id, title, holder, now_unix_ms(), gpus, service=step.service)
-    said = ""
+    reminder = Reminder()
     while True:
         names = in_the_way(service_records(context.layout.services_dir), gpus, step.service)
         if names and not step.pause_services:
@@ -97,10 +98,9 @@ async def _lease(step: BenchStep, context: StepContext) -> AsyncIterator[Lease]:
         blocking = store.acquire(lease)
         if blocking is None:
             break
-        if blocking.owner != said:
-            said = blocking.owner
+        if reminder.due((blocking.owner,)):
             context.log(f"waiting for {blocking.describe()}")
-        context.progress(0, None, "s", f"waiting for {blocking.describe()}")
+            context.progress(0, None, "s", f"waiting for {blocking.describe()}")
         await asyncio.sleep(LEASE_POLL_SECONDS)
     try:
         if lease.paused_services:

@@ -114,17 +114,14 @@ def _engine_step(subject: Subject, part: Part, installation: Installation) -> Be
 
 
 def _llama_bench(subject: Subject, part: Part, installation: Installation) -> BenchStep:
+    """On GPUs it runs until it takes the same time twice; on a CPU llama-bench's own warm-up before each test does."""
     step = _engine_step(subject, part, installation)
+    step = step.model_copy(update={"arguments": (*step.arguments, "--progress"), "mark": "benchmark "})
+    if not subject.discards_first:
+        return step
     once = part.model_copy(update={"depths": (0,), "repetitions": 1})
     warm_up = _engine_step(subject, once, installation).arguments
-    return step.model_copy(
-        update={
-            "arguments": (*step.arguments, "--progress"),
-            "mark": "benchmark ",
-            "warmup_arguments": warm_up,
-            "warmup_limit": WARMUP_RUNS,
-        }
-    )
+    return step.model_copy(update={"warmup_arguments": warm_up, "warmup_limit": WARMUP_RUNS})
 
 
 def _llama_benchy(subject: Subject, part: Part, installation: Installation) -> BenchStep:
