@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from fleet_controller.choosing.work import (
+    ENGINE_OF,
     LLAMA_CPP,
     Cell,
     DeviceFacts,
@@ -13,7 +14,7 @@ from fleet_controller.choosing.work import (
     Phase,
     device_of,
 )
-from fleet_controller.results.columns import Metric, Result, Status
+from fleet_controller.results.columns import Metric, Result, Source, Status
 from fleet_controller.results.tools import LLAMA_BENCH, MLX_LM_BENCHMARK
 from fleet_inventory.chips import ChipKind, find_chip
 from fleet_inventory.speed_reference import (
@@ -58,9 +59,18 @@ def device_named(name: str, gpu_cores: int | None = None) -> DeviceFacts | None:
 
 
 def own_speed(result: Result, model: ModelWork, device: DeviceFacts, weights_bytes: float) -> MeasuredSpeed | None:
-    """A result of this fleet as a row; None where it says nothing about one request on one device."""
+    """A result of this fleet as a row; None where it says nothing about one request on one device.
+
+    Reference rows in the database are none of ours: they come through `reference_speeds`, and would count twice.
+    """
     plain = result.test_kind in (Metric.PREFILL, Metric.DECODE) and result.concurrency == 1 and result.device_count == 1
-    if not plain or result.status is not Status.MEASURED or not result.mean or not result.model:
+    if (
+        not plain
+        or result.source is Source.REFERENCE
+        or result.status is not Status.MEASURED
+        or not result.mean
+        or not result.model
+    ):
         return None
     phase = Phase(result.test_kind.value)
     return MeasuredSpeed(
@@ -96,7 +106,7 @@ def runtime_of(device: DeviceFacts, said: str = "") -> str:
 
 def uses_flash_attention(backend: str, client: str, version: str, flags: str) -> bool:
     """Whether scores of attention stay on the chip: as the flags say, else what that version does by itself."""
-    if backend != LLAMA_CPP:
+    if ENGINE_OF.get(backend, backend) != LLAMA_CPP:
         return True
     asked = _FLASH_ATTENTION.search(flags)
     if asked and asked[1] != "auto":

@@ -79,7 +79,7 @@ def _decode(cell: Cell) -> Iterator[NamedTerm]:
 
 
 def _latent_copy(cell: Cell) -> float:
-    if cell.engine.backend != LLAMA_CPP or cell.engine.flash_attention or not cell.model.latent_length:
+    if cell.engine.engine != LLAMA_CPP or cell.engine.flash_attention or not cell.model.latent_length:
         return 0.0
     values = cell.model.attention_layers * cell.model.latent_length * cell.middle_depth
     return values * TRANSPOSED_BYTES_PER_VALUE / cell.device.bandwidth

@@ -7,9 +7,11 @@ from fleet_inventory.chips import Chip, ChipKind
 from fleet_inventory.model_file import Architecture
 
 LLAMA_CPP = "llama.cpp"
+# LM Studio computes GGUF files with llama.cpp, so both are one class of engines.
+ENGINE_OF = {"lm-studio": LLAMA_CPP}
 # llama.cpp: n_ubatch 512. vLLM, SGLang and MLX-LM prefill in chunks of 2048 (max_num_batched_tokens,
 # chunked_prefill_size and prefill_step_size as they come).
-MICRO_BATCH_TOKENS = {LLAMA_CPP: 512, "lm-studio": 512}
+MICRO_BATCH_TOKENS = {LLAMA_CPP: 512}
 OTHER_MICRO_BATCH_TOKENS = 2048
 
 
@@ -79,12 +81,17 @@ class EngineFacts(Frozen):
     speculation: str = ""
 
     @property
+    def engine(self) -> str:
+        """The backend whose kernels compute."""
+        return ENGINE_OF.get(self.backend, self.backend)
+
+    @property
     def key(self) -> str:
-        return f"{self.backend}/{self.runtime}"
+        return f"{self.engine}/{self.runtime}"
 
     @property
     def micro_batch_tokens(self) -> int:
-        return MICRO_BATCH_TOKENS.get(self.backend, OTHER_MICRO_BATCH_TOKENS)
+        return MICRO_BATCH_TOKENS.get(self.engine, OTHER_MICRO_BATCH_TOKENS)
 
 
 class Cell(Frozen):

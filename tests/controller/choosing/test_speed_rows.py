@@ -8,7 +8,7 @@ from fleet_controller.choosing.reference import (
     uses_flash_attention,
 )
 from fleet_controller.choosing.work import DeviceFacts, ModelWork, Phase
-from fleet_controller.results.columns import Metric, Result, Status
+from fleet_controller.results.columns import Metric, Result, Source, Status
 from fleet_inventory.speed_reference import load_speed_figures, load_speed_models
 from support.result_rows import decode
 
@@ -64,8 +64,16 @@ def test_results_that_say_nothing_about_one_request_on_one_device_are_no_rows() 
         {"test_kind": Metric.TIME_TO_FIRST_TOKEN},
         {"status": Status.CONTAMINATED, "mean": None},
         {"model": ""},
+        {"source": Source.REFERENCE},
     ):
         assert own_speed(own(**changes), model(), chip, 9.5e9) is None, changes
+
+
+def test_lm_studio_is_predicted_from_llama_cpp_whose_kernels_it_runs() -> None:
+    row = own_speed(own(backend="lm-studio"), model(), facts("Apple M4"), 9.5e9)
+    assert row is not None
+    assert row.cell.engine.key == "llama.cpp/metal"
+    assert row.cell.engine.micro_batch_tokens == 512
 
 
 def test_the_runtime_is_what_llama_bench_says_else_the_makers() -> None:
