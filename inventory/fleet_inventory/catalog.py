@@ -16,7 +16,6 @@ from fleet_inventory.model_file import (
     Model,
     Sampling,
     Speculation,
-    backend_key,
 )
 from fleet_inventory.problems import listing, near, validate
 
@@ -120,8 +119,3 @@ def _clashes(models: Iterable[Model]) -> list[str]:
             if owner.setdefault(name, model.name) != model.name:
                 problems.append(f"the name '{name}' means both {owner[name]} and {model.name}; rename one")
     return problems
-
-
-def same_backend(first: str, second: str) -> bool:
-    """Whether two spellings (`llama.cpp`, `llama_cpp`) mean one backend."""
-    return backend_key(first) == backend_key(second)

@@ -9,7 +9,8 @@ from fleet_agent.causes.shared import SHARED_CAUSES
 
 SERVER_CAUSES = (
     cause(
-        r"couldn't bind HTTP server socket|address already in use(?!\. Retrying)|Errno (48|98)\b|Port is already in use",
+        r"couldn't bind HTTP server socket|address already in use(?!\. Retrying)|Errno (48|98)\b|"
+        r"Port is already in use",
         "port-taken",
         "its port is in use",
         "free the port, or deploy with another one: --port N",

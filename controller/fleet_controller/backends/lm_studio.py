@@ -105,7 +105,7 @@ class LmStudio:
                 MISSING,
                 "LM Studio is not on this host (no `lms` in the PATH nor in ~/.lmstudio/bin), and its maker's install "
                 "script is run only where somebody agrees to it",
-                "`fleet backends install lm-studio --install-lm-studio` runs it, and so does a deploy with that option; "
+                "`fleet backends install lm-studio --install-lm-studio` runs it, as does a deploy with that option; "
                 f"or log in there{user} and run {INSTALL_COMMAND}",
                 refused=True,
             )

@@ -58,11 +58,12 @@ def steps_of(archive: Path) -> tuple[Step, Step]:
     return Step("unpack", source_archive=source), Step("adopt", adopt_engine=adopt)
 
 
+def version_told(program: Path) -> str:
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd="/").stdout
+
+
 async def start(program: Path) -> str:
-    done = await asyncio.to_thread(
-        subprocess.run, [program, "--version"], capture_output=True, text=True, check=True, cwd="/"
-    )
-    return str(done.stdout)
+    return await asyncio.to_thread(version_told, program)
 
 
 @needs_compiler
@@ -91,9 +92,8 @@ async def test_a_real_release_archive(agent: Agent, tmp_path: Path, llama_cpp_bi
     record = result_of(await agent.run(*steps_of(archive)), 1)["install"]
     assert record["launchers"] is False
     assert "--jinja" in record["flags"]
-    done = await asyncio.to_thread(
-        subprocess.run, [agent.layout.engines_dir / "k/bin/llama-server", "--version"], capture_output=True, check=True
-    )
+    program = agent.layout.engines_dir / "k/bin/llama-server"
+    done = await asyncio.to_thread(lambda: subprocess.run([program, "--version"], capture_output=True, check=True))
     assert b"version:" in done.stdout + done.stderr
 
 
@@ -181,4 +181,4 @@ async def test_ready_programs_of_a_folder_are_taken_as_they_are(agent: Agent, tm
 def test_steps_that_break_a_rule(step: SourceArchiveStep | AdoptEngineStep) -> None:
     module = source_archive if isinstance(step, SourceArchiveStep) else adopt_engine
     with pytest.raises(SpecProblem):
-        module.check(step)  # type: ignore[arg-type]
+        module.check(step)

@@ -14,7 +14,8 @@ from fleet_controller.backends.base import (
     InstallRequest,
     ServeOptions,
 )
-from fleet_controller.backends.llama_cpp import LlamaCpp, build_options, parse_llama_bench, version_label
+from fleet_controller.backends.llama_cpp import LlamaCpp, parse_llama_bench
+from fleet_controller.backends.llama_cpp_source import build_options, version_label
 from fleet_controller.domain.facts import GpuFacts, HostFacts, HostLayout, SystemFacts
 from fleet_controller.domain.resolved import BackendOverrides
 

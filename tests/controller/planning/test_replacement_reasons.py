@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fleet_controller.domain.base import EnvironmentVariable
 from fleet_controller.domain.services import ServiceSpec
-from fleet_controller.domain.steps import EnvironmentVariable
 from fleet_controller.planning.service import changes
 
 RUNS = ServiceSpec(
