@@ -23,7 +23,7 @@ from fleet_controller.domain.resolved import (
 from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
 from fleet_controller.hub import config_json, gguf, gguf_files
-from fleet_controller.hub.errors import HubError, NoFilesError, RepositoryUnknownError
+from fleet_controller.hub.errors import HubError, HubUnreachableError, NoFilesError, RepositoryUnknownError
 from fleet_controller.hub.local_models import model_of_path
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
 from fleet_controller.hub.names import quantization_of_file, service_name
@@ -94,6 +94,10 @@ def _of_catalog(
             artifacts.append(_of_entry(entry, lister))
         except (NoFilesError, RepositoryUnknownError) as error:
             failures.append(error)  # the other artifacts may still be there
+        except HubUnreachableError as error:
+            if not any(other.format.value == LMSTUDIO for other in entries):
+                raise
+            failures.append(error)  # LM Studio fetches its own, whether this machine reaches the hub or not
     if entries and not artifacts:
         raise failures[0]
     return ResolvedModel(

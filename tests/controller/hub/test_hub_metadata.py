@@ -108,6 +108,18 @@ def test_an_unreachable_hub_names_the_mirror_setting() -> None:
     assert "HF_ENDPOINT" in raised.value.remedy and "\n" not in raised.value.message
 
 
+def test_what_lm_studio_fetches_needs_no_hub_here() -> None:
+    def unreachable(repository: str) -> HubSnapshot:
+        raise HubUnreachableError(f"no hub for {repository}", "")
+
+    request = DeployRequest(model="glm-4.7-flash", backend="lm-studio")
+    [artifact] = resolve_with(request, load_catalog(), unreachable).artifacts
+    assert (artifact.format, artifact.repository) == ("lmstudio", "zai-org/glm-4.7-flash")
+    for other in (request.model_copy(update={"quantization": "UD-Q2_K_XL"}), DeployRequest(model="glm-4.7-flash")):
+        with pytest.raises(HubUnreachableError):
+            resolve_with(other, load_catalog(), unreachable)
+
+
 def test_any_repository_of_gguf_files(hub: StandInHub, tiny: TinyModel) -> None:
     resolved = resolve_model(DeployRequest(model="", repository=REPOSITORY), load_catalog(), hub.url)
     assert resolved.name == "tiny-gguf"
