@@ -10,6 +10,8 @@ is fitted to all other rows and predicts those. No row is used for its own predi
 With --score, rows of another file (columns of public_results.csv) are predicted from all of those rows but the ones of
 the same model, device and engine.
 
+A second split leaves out one device at a time: what a machine is worth that nobody measured.
+
 The priors are those that ship: they were written with these rows in sight, so their widths are not independent of them.
 
 Regret: on each device with at least two measured candidates (engine and quantization) for one model, through the same
@@ -84,6 +86,15 @@ def left_out(rows: Sequence[MeasuredSpeed]) -> tuple[list[Judged], dict[str, Spe
         models[name] = SpeedModel(row for row in rows if row.cell.model.name != name)
         judged += [Judged(row, models[name].predict(row.cell)) for row in rows if row.cell.model.name == name]
     return judged, models
+
+
+def devices_left_out(rows: Sequence[MeasuredSpeed]) -> list[Judged]:
+    """Every row predicted without its device: what a machine is worth that nobody measured."""
+    judged: list[Judged] = []
+    for name in sorted({row.cell.device.name for row in rows}):
+        model = SpeedModel(row for row in rows if row.cell.device.name != name)
+        judged += [Judged(row, model.predict(row.cell)) for row in rows if row.cell.device.name == name]
+    return judged
 
 
 def held_out(scored: Sequence[MeasuredSpeed], rows: Sequence[MeasuredSpeed]) -> list[Judged]:
@@ -296,6 +307,11 @@ def main() -> None:
         details[phase.name.lower()] = {"macro": over, "regret": regret}
         summary.append(summary_line(phase, of_phase, over, regret))
     decay_table(judged, "RTX 4090", "glm-4.7-flash")
+    print("\n## one device left out at a time")
+    unseen = devices_left_out(rows)
+    for phase in Phase:
+        of_phase = [item for item in unseen if item.cell.phase is phase]
+        error_table(phase, of_phase, "device", lambda item: item.cell.device.name)
     print()
     header = ("", "n", "median error", "90th percentile", f"macro coverage of {COVERED:.0%}", "regret", "targets")
     report("speed prediction, one architecture left out at a time", header, summary, details)
