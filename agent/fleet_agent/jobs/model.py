@@ -174,6 +174,7 @@ class ChatProbeStep:
     max_tokens: int = 0
     timeout_seconds: float = 0.0
     api_key_file: str = ""
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)

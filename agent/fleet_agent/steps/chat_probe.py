@@ -33,12 +33,14 @@ async def run(step: ChatProbeStep, context: StepContext) -> dict[str, Any]:
 
 
 def _ask(step: ChatProbeStep, target: Target) -> dict[str, Any]:
-    body = {
+    body: dict[str, Any] = {
         "model": step.model,
         "messages": [{"role": "user", "content": step.prompt}],
         "max_tokens": step.max_tokens or DEFAULT_MAX_TOKENS,
         "stream": False,
     }
+    if step.temperature is not None:
+        body["temperature"] = step.temperature
     headers = _authorization(step.api_key_file)
     started = time.monotonic()
     try:

@@ -64,11 +64,19 @@ class Part(Frozen, extra="forbid"):
         return max(self.depths) + self.prompt_tokens + self.generation_tokens + 256
 
 
+class Probe(Frozen, extra="forbid"):
+    """A chat at temperature 0, whose reply must stay what it was when an engine is upgraded."""
+
+    prompt: str
+    max_tokens: Count = 64
+
+
 class Suite(Frozen, extra="forbid"):
     name: str = ""
     description: str = ""
     idle: Idle = Idle()
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+    probe: Probe | None = None
 
 
 def load_suite(name: str, user_folder: Path) -> Suite:

@@ -67,6 +67,13 @@ def upgrade(
     offline: str = OFFLINE,
     engine_path: str = ENGINE_PATH,
     install_only: bool = typer.Option(False, "--install-only", help="Leave the services where they are."),
+    golden_bench: bool = typer.Option(
+        False, "--golden-bench", help="Measure one host before and after; the others follow only if it is as good."
+    ),
+    threshold: str = typer.Option(
+        "5%", "--threshold", metavar="PERCENT", help="Most that prefill and decode may fall beyond noise there."
+    ),
+    canary: str = typer.Option("", "--canary", metavar="HOST", help="That host; else the first that has a model."),
     dry_run: bool = DRY_RUN,
     yes: bool = YES,
     as_json: bool = JSON,
@@ -75,12 +82,17 @@ def upgrade(
 
     Each must get ready and answer a question on the new version, else it goes back to the old one and no other model
     is moved. The old version stays installed; `fleet backends gc` removes it once the new one has served.
+
+    With --golden-bench the canary's models are measured on the old and on the new version (suite golden, or your own
+    suites/golden.yaml), and asked one fixed question at temperature 0. Slower beyond noise, or another reply: the
+    model goes back, and no other host is changed.
     """
-    from fleet_controller.cli.backends_command import ChangeOptions, run_change
+    from fleet_controller.cli.backends_command import ChangeOptions, run_change, share_of
 
     run_change(
         ChangeOptions("upgrade", hosts, dry_run, yes, as_json),
         backend=backend, version=version, offline_folder=offline, engine_path=engine_path, install_only=install_only,
+        golden_bench=golden_bench, golden_threshold=share_of(threshold), canary=canary,
     )  # fmt: skip
 
 

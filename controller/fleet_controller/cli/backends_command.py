@@ -1,5 +1,6 @@
 """What `fleet backends ...` does: the table of engines; plan, show, ask, run for everything that changes them."""
 
+import json
 import sys
 import time
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ import typer
 
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import follow_events, leave_with, outcome
-from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, report
+from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
 from fleet_controller.cli.installer_question import may_ask_for_script
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import GREEN, RED, YELLOW, confirm, duration, gibibytes, print_json, print_table
@@ -19,8 +20,9 @@ from fleet_proto.v1 import agent_pb2, controller_pb2
 
 LIST_COLUMNS = ("HOST", "BACKEND", "VERSION", "DISK", "AGE", "SERVED", "USED BY", "FROM", "KEY OR PATH")
 PLAN_COLUMNS = ("HOST", "PLAN", "BACKEND", "VERSION", "WHY")
+GOLDEN_COLUMNS = ("HOST", "MODEL", "TEST", "BEFORE", "AFTER", "CHANGE", "95 % INTERVAL", "VERDICT")
 REMOVAL_COLUMNS = ("HOST", "", "INSTALL", "DISK", "WHY")
-STYLES = {"keep": GREEN, "change": YELLOW, "refuse": RED, "fail": RED, "remove": YELLOW}
+STYLES = {"keep": GREEN, "change": YELLOW, "refuse": RED, "fail": RED, "remove": YELLOW, "worse": RED, "as good": GREEN}
 ACTIONS = {
     "install": controller_pb2.ENGINES_ACTION_INSTALL,
     "upgrade": controller_pb2.ENGINES_ACTION_UPGRADE,
@@ -118,6 +120,14 @@ class ChangeOptions:
     as_json: bool
 
 
+def share_of(text: str) -> float:
+    """ "5%" or "5" as 0.05. Raises UsageFailure."""
+    try:
+        return float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise UsageFailure(f"--threshold takes a percentage, not {text!r}", "for example --threshold 5%") from None
+
+
 def run_change(options: ChangeOptions, **fields: Any) -> None:
     """Plan, show, ask, run. Exit code 1 where a host failed, 3 where one was refused."""
     action = ACTIONS[options.command]
@@ -193,7 +203,29 @@ def _removal_rows(host: controller_pb2.HostEnginesPlan) -> list[tuple[str, ...]]
     return rows + [(host.host, "keep", one.install_key, "-", one.reason) for one in host.kept]
 
 
+def _golden_rows(event: controller_pb2.HostEvent) -> list[tuple[str, ...]]:
+    """One row a test, and one for the chat, of what a canary was measured."""
+    rows: list[tuple[str, ...]] = []
+    for judgement in json.loads(event.json).get("golden", []) if event.json else []:
+        service = ""
+        for figure in judgement["figures"]:
+            service = figure["service"]
+            limits = figure["change_interval"]
+            interval = f"{100 * limits[0]:+.1f} to {100 * limits[1]:+.1f} %" if limits else "-"
+            rows.append((event.host, service, figure["test"], f"{figure['before']:,.1f} t/s",
+                         f"{figure['after']:,.1f} t/s", f"{100 * figure['change']:+.1f} %", interval,
+                         "worse" if figure["worse"] else "as good"))  # fmt: skip
+        before, after = judgement["reply_before"], judgement["reply_after"]
+        verdict = "not judged" if before is None else "as good" if before == after else "worse"
+        same = "-" if before is None else "same" if before == after else "another"
+        rows.append((event.host, service, "reply", "-", same, "-", "-", verdict))
+    return rows
+
+
 def _print_outcome(plan: controller_pb2.EnginesPlan, finished: list[controller_pb2.HostEvent]) -> None:
+    golden = [row for event in finished for row in _golden_rows(event)]
+    if golden:
+        print_table(GOLDEN_COLUMNS, golden, STYLES)
     for event in finished:
         if event.HasField("problem"):
             report(f"{event.host}: {event.problem.message}", event.problem.remedy, event.problem.tail)

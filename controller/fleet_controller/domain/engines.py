@@ -78,6 +78,9 @@ class EnginesRequest(Frozen):
     engine_path: str = ""
     install_only: bool = False
     keep: int = 1
+    golden_bench: bool = False
+    golden_threshold: float = 0.05
+    canary: str = ""
     run_installer: bool = False
     # The script that was agreed to, where a host needs it; set by the controller, never on the wire.
     installer: InstallerScript | None = None

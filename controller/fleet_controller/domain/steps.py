@@ -126,6 +126,7 @@ class ChatProbeStep(Frozen):
     max_tokens: int = 32
     timeout_seconds: float = 120.0
     api_key_file: str = ""
+    temperature: float | None = None
 
 
 class DeviceWatch(Frozen):

@@ -73,7 +73,7 @@ async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) ->
         results: list[Result] = []
         problem: Problem | None = None
         try:
-            async for event in _cell(context, host, cell, results):
+            async for event in measure_cell(context, host, cell, results):
                 place = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
                 yield event.model_copy(update={"message": f"{place}{event.message}"})
         except Exception as error:
@@ -87,7 +87,10 @@ async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) ->
     yield _end(host, outcomes, problems)
 
 
-async def _cell(context: FleetContext, host: Host, cell: PlannedCell, kept: list[Result]) -> AsyncGenerator[HostEvent]:
+async def measure_cell(
+    context: FleetContext, host: Host, cell: PlannedCell, kept: list[Result]
+) -> AsyncGenerator[HostEvent]:
+    """Every run of a cell that is still to do; the rows are kept, and added to `kept`. Raises what went wrong."""
     for position, ordinal in enumerate(cell.ordinals, start=1):
         which = f" (run {position} of {len(cell.ordinals)})" if len(cell.ordinals) > 1 else ""
         yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}{which}")

@@ -7,14 +7,17 @@ the service goes back to the engine it came from, and no other one is moved.
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Any
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.engines import EnginesAction, EnginesRequest, EnginesVerdict
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.sizes import gibibytes
+from fleet_controller.operations.canary import note_proven
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.engines import begin, end, gather, needs_from
+from fleet_controller.operations.golden import GoldenBench
 from fleet_controller.operations.jobs import run_job
 from fleet_controller.operations.launch import launch
 from fleet_controller.operations.problems import OperationError, problem_of
@@ -39,6 +42,7 @@ class _Done:
     removed: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     freed_bytes: int = 0
+    golden: list[dict[str, Any]] = field(default_factory=list)
 
 
 async def change_host(
@@ -67,7 +71,9 @@ async def _change(
     """Whatever goes wrong is the last event."""
     done = _Done()
     removes = request.action in (EnginesAction.REMOVE, EnginesAction.COLLECT)
-    work = _remove(context, host, planned, request, done) if removes else _install(context, host, planned, done)
+    work = (
+        _remove(context, host, planned, request, done) if removes else _install(context, host, planned, request, done)
+    )
     try:
         async for event in work:
             yield event
@@ -76,7 +82,8 @@ async def _change(
             result_json=json.dumps(vars(done)),
         )  # fmt: skip
     except (OperationError, TransportError) as error:
-        yield HostEvent(host=host.name, stage="engines", done=True, problem=problem_of(error))
+        figures = json.dumps(vars(done)) if done.golden else ""
+        yield HostEvent(host=host.name, stage="engines", done=True, problem=problem_of(error), result_json=figures)
 
 
 def _told(done: _Done, planned: PlannedEngines) -> str:
@@ -89,25 +96,30 @@ def _told(done: _Done, planned: PlannedEngines) -> str:
 
 
 async def _install(
-    context: FleetContext, host: Host, planned: PlannedEngines, done: _Done
+    context: FleetContext, host: Host, planned: PlannedEngines, request: EnginesRequest, done: _Done
 ) -> AsyncGenerator[HostEvent]:
+    golden = GoldenBench(context, host, request.golden_threshold) if planned.canary else None
     for job in planned.jobs:
         async for event in run_job(context, host, job, []):
             yield event
         done.installed.append(job.title.removeprefix("install "))
     for position, move in enumerate(planned.moves):
         try:
-            async for event in _move(context, host, move):
+            async for event in _move(context, host, move, golden):
                 yield event
         except (OperationError, TransportError) as error:
             problem = problem_of(error)
             left = [later.new.name for later in planned.moves[position + 1 :]]
             rest = f"; not moved: {', '.join(left)}" if left else ""
             raise OperationError(problem.code, f"{problem.message}{rest}", problem.remedy, tail=problem.tail) from error
+        finally:
+            done.golden = [one.model_dump(mode="json") for one in golden.judgements] if golden is not None else []
         done.moved.append(move.new.name)
+    if golden is not None:
+        note_proven(context, (await _fresh(context, host)).facts.machine_id, planned)
 
 
-async def _move(context: FleetContext, host: Host, move: Move) -> AsyncGenerator[HostEvent]:
+async def _move(context: FleetContext, host: Host, move: Move, golden: GoldenBench | None) -> AsyncGenerator[HostEvent]:
     """One service to its new engine, or back. Raises OperationError "upgrade-failed", or what the host says."""
     name, state = move.new.name, await _fresh(context, host)
     present = next((status.spec for status in state.services if status.spec.name == name), None)
@@ -119,15 +131,19 @@ async def _move(context: FleetContext, host: Host, move: Move) -> AsyncGenerator
         message = f"{move.new.backend} {move.new.backend_version} does not know {', '.join(unknown)} of {name}"
         remedy = f"it stays on {move.old.backend_version}; deploy it anew with --backend-version"
         raise OperationError("option-unknown-to-build", message, remedy)
+    if golden is not None:
+        async for event in golden.before(move):
+            yield event
     begin(context, state.facts.machine_id, move)
     try:
-        async for event in _prove(context, host, state.facts, move):
+        async for event in _prove(context, host, state.facts, move, golden):
             yield event
     except (OperationError, TransportError) as error:
         if problem_of(error).code in TAKEN_OVER:
             end(context, state.facts.machine_id, name)
             raise
-        text = f"{name} does not run on {move.new.backend} {move.new.backend_version}: {problem_of(error).message}"
+        worse = "is not as good" if problem_of(error).code == "worse" else "does not run"
+        text = f"{name} {worse} on {move.new.backend} {move.new.backend_version}: {problem_of(error).message}"
         yield HostEvent(host=host.name, stage="back", message=text)
         async for event in _go_back(context, host, move, text):
             yield event
@@ -141,13 +157,18 @@ async def _move(context: FleetContext, host: Host, move: Move) -> AsyncGenerator
     end(context, state.facts.machine_id, name)
 
 
-async def _prove(context: FleetContext, host: Host, facts: HostFacts, move: Move) -> AsyncGenerator[HostEvent]:
-    """READY, and an answer to a real question."""
+async def _prove(
+    context: FleetContext, host: Host, facts: HostFacts, move: Move, golden: GoldenBench | None
+) -> AsyncGenerator[HostEvent]:
+    """READY, an answer to a real question, and on a canary as fast as before, with the same reply."""
     async for event in launch(context, host, move.new):
         yield event
     smoke = smoke_job(facts, move.new)
     if smoke is not None:
         async for event in run_job(context, host, smoke, []):
+            yield event
+    if golden is not None:
+        async for event in golden.after(move):
             yield event
 
 

@@ -18,7 +18,8 @@ from fleet_controller.domain.engines import (
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.facts import EngineFacts
 from fleet_controller.domain.services import ServiceSpec
-from fleet_controller.fanout import as_they_finish, merged
+from fleet_controller.fanout import as_they_finish
+from fleet_controller.operations.canary import canary_first, check_golden, with_canary
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.installers import with_installer
 from fleet_controller.operations.problems import OperationError, problem_of
@@ -67,12 +68,15 @@ def _engine(facts: EngineFacts, use: InstallUse | None) -> HostEngine:
 async def plan(context: FleetContext, request: EnginesRequest) -> StoredEnginesPlan:
     """The plan of each host of the pattern. Raises OperationError where the request itself cannot be met."""
     _check(request)
+    check_golden(request)
     hosts = context.select(request.pattern)
     needs = needs_from(catalog(), request)
     states = await asyncio.gather(*(gather(context, host) for host in hosts))
     _demand_installed(request, states)
     request = await with_installer(request, [state.facts for state in states if isinstance(state, EngineState)])
     planned = tuple(_of_host(host, state, request, needs) for host, state in zip(hosts, states, strict=True))
+    if request.golden_bench:
+        planned = with_canary(context, hosts, states, planned, request)
     body = "".join(item.model_dump_json() for item in planned)
     plan_id = hashlib.sha256(f"engines {request.model_dump_json()}{body}".encode()).hexdigest()[:12]
     stored = StoredEnginesPlan(plan_id=plan_id, request=request, hosts=planned)
@@ -183,6 +187,9 @@ async def change(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEven
     stored = load(context, plan_id)
     inventory = context.inventory().hosts
     chosen = [item for item in stored.hosts if item.plan.verdict is EnginesVerdict.CHANGE]
-    streams = [change_host(context, inventory.get(item.plan.host), item, stored.request) for item in chosen]
-    async for event in merged(streams):
+
+    def run(item: PlannedEngines) -> AsyncGenerator[HostEvent]:
+        return change_host(context, inventory.get(item.plan.host), item, stored.request)
+
+    async for event in canary_first(chosen, run):
         yield event

@@ -28,11 +28,15 @@ class EngineState(Frozen):
 
 
 class PlannedEngines(Frozen):
-    """A host's plan, the jobs that install what it needs, and the moves that follow, one after the other."""
+    """A host's plan, the jobs that install what it needs, and the moves that follow, one after the other.
+
+    `canary`: measured before and after, and the other hosts wait for what comes out.
+    """
 
     plan: HostEnginesPlan
     jobs: tuple[JobSpec, ...] = ()
     moves: tuple[Move, ...] = ()
+    canary: bool = False
 
 
 def stopped(host_name: str, verdict: EnginesVerdict, problem: Problem) -> PlannedEngines:

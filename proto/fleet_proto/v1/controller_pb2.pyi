@@ -1078,6 +1078,9 @@ class EnginesRequest(_message.Message):
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     INSTALL_ONLY_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    GOLDEN_BENCH_FIELD_NUMBER: _builtins.int
+    GOLDEN_THRESHOLD_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
     RUN_INSTALLER_FIELD_NUMBER: _builtins.int
     action: Global___EnginesAction.ValueType
     pattern: _builtins.str
@@ -1094,6 +1097,12 @@ class EnginesRequest(_message.Message):
     """UPGRADE: services stay where they are"""
     keep: _builtins.int
     """COLLECT: newest installs of each backend that have served and stay; at least 1"""
+    golden_bench: _builtins.bool
+    """UPGRADE: measure a canary before and after, and go on only where it is as good"""
+    golden_threshold: _builtins.float
+    """of decode and prefill, 0.05 = 5 %"""
+    canary: _builtins.str
+    """empty = the first host that serves with this backend"""
     run_installer: _builtins.bool
     """a person agreed to the maker's own install script (LM Studio)"""
     def __init__(
@@ -1108,11 +1117,14 @@ class EnginesRequest(_message.Message):
         engine_path: _builtins.str = ...,
         install_only: _builtins.bool = ...,
         keep: _builtins.int = ...,
+        golden_bench: _builtins.bool = ...,
+        golden_threshold: _builtins.float = ...,
+        canary: _builtins.str = ...,
         run_installer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backend", b"backend", "engine_path", b"engine_path", "install_key", b"install_key", "install_only", b"install_only", "keep", b"keep", "offline_folder", b"offline_folder", "pattern", b"pattern", "run_installer", b"run_installer", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "backend", b"backend", "canary", b"canary", "engine_path", b"engine_path", "golden_bench", b"golden_bench", "golden_threshold", b"golden_threshold", "install_key", b"install_key", "install_only", b"install_only", "keep", b"keep", "offline_folder", b"offline_folder", "pattern", b"pattern", "run_installer", b"run_installer", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

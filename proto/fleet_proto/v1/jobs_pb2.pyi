@@ -765,6 +765,7 @@ class ChatProbeStep(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     API_KEY_FILE_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
     base_url: _builtins.str
     """"http://127.0.0.1:8080/v1" """
     model: _builtins.str
@@ -772,6 +773,8 @@ class ChatProbeStep(_message.Message):
     max_tokens: _builtins.int
     timeout_seconds: _builtins.float
     api_key_file: _builtins.str
+    temperature: _builtins.float
+    """absent = the server's own"""
     def __init__(
         self,
         *,
@@ -781,12 +784,15 @@ class ChatProbeStep(_message.Message):
         max_tokens: _builtins.int = ...,
         timeout_seconds: _builtins.float = ...,
         api_key_file: _builtins.str = ...,
+        temperature: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "temperature", b"temperature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key_file", b"api_key_file", "base_url", b"base_url", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "api_key_file", b"api_key_file", "base_url", b"base_url", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "temperature", b"temperature", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
 
 Global___ChatProbeStep: _TypeAlias = ChatProbeStep  # noqa: Y015
 
