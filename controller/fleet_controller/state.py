@@ -21,7 +21,11 @@ BUSY_TIMEOUT_SECONDS = 10.0
 PLAN_KEPT_MS = 7 * 24 * 3600 * 1000
 
 
-class NewerDatabaseError(Exception):
+class UnusableDatabaseError(Exception):
+    """Nothing can be read from the file; the message says what to do."""
+
+
+class NewerDatabaseError(UnusableDatabaseError):
     """The database was written by a newer fleet."""
 
 
@@ -67,13 +71,20 @@ class StateDatabase:
 
     @cached_property
     def connection(self) -> sqlite3.Connection:
-        """The open file, migrated. Raises NewerDatabaseError."""
+        """The open file, migrated. Raises UnusableDatabaseError."""
         private_folder(self.path.parent)
         connection = sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT_SECONDS, check_same_thread=False, isolation_level=None
         )
-        connection.execute("PRAGMA journal_mode=WAL")
-        _migrate(connection, self.path)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            _migrate(connection, self.path)
+        except sqlite3.OperationalError:  # locked, or the disk is full: the file may be sound
+            raise
+        except sqlite3.DatabaseError as error:
+            raise UnusableDatabaseError(
+                f"{self.path} is damaged ({error}); move it away: hosts and models go on, results kept in it are lost"
+            ) from None
         return connection
 
     @cached_property

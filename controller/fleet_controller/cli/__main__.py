@@ -10,9 +10,11 @@ def main() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - open until the process ends
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core logs every closed connection to stderr
-    from fleet_controller.cli.app import app
-    from fleet_controller.cli.failures import exit_code_of
-
+    try:
+        from fleet_controller.cli.app import app
+        from fleet_controller.cli.failures import exit_code_of
+    except KeyboardInterrupt:  # nothing has begun that could be ended or told of
+        sys.exit(130)
     try:
         app(standalone_mode=True)
     except SystemExit:

@@ -25,6 +25,7 @@ class ControllerServer:
         self._context = FleetContext(settings)
         self._resident = resident
         self._server: grpc.aio.Server | None = None
+        self._start: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns once the socket takes calls. The caller holds the lock where it is a resident one's path."""
@@ -38,11 +39,13 @@ class ControllerServer:
             server.add_insecure_port(f"unix:{self.socket_path}")
         finally:
             os.umask(previous)
-        await server.start()
-        self._server = server
+        self._server = server  # before the wait: who is interrupted in it stops the server too
+        self._start = asyncio.create_task(server.start())
+        await asyncio.shield(self._start)  # gRPC cannot stop a server whose start was broken off
 
     async def stop(self) -> None:
         """Ends calls and connections. Jobs and services on the hosts go on."""
-        if self._server is not None:
+        if self._server is not None and self._start is not None:
+            await asyncio.gather(self._start, return_exceptions=True)
             await self._server.stop(STOP_GRACE_SECONDS if self._resident else 0)
         await self._context.close()

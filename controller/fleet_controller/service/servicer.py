@@ -14,7 +14,7 @@ from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.service.protocol import software_version
-from fleet_controller.state import NewerDatabaseError
+from fleet_controller.state import UnusableDatabaseError
 from fleet_controller.wire import from_wire, to_wire
 from fleet_proto import MINIMUM_PROTOCOL, PROTOCOL
 from fleet_proto.v1 import common_pb2, controller_pb2
@@ -211,7 +211,7 @@ async def _stream(values: AsyncGenerator[Any], message: type[Message], context: 
 
 async def _abort(context: Any, error: Exception) -> NoReturn:
     usage = isinstance(error, OperationError) and error.usage
-    if isinstance(error, NewerDatabaseError):
+    if isinstance(error, UnusableDatabaseError):
         problem = Problem(code="database", message=str(error))
     else:
         problem = problem_of(error)

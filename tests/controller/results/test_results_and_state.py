@@ -9,7 +9,14 @@ import pytest
 
 from fleet_controller.results.columns import Metric
 from fleet_controller.results.store import load_results, load_run
-from fleet_controller.state import MIGRATIONS, PLAN_KEPT_MS, KnownHost, NewerDatabaseError, StateDatabase
+from fleet_controller.state import (
+    MIGRATIONS,
+    PLAN_KEPT_MS,
+    KnownHost,
+    NewerDatabaseError,
+    StateDatabase,
+    UnusableDatabaseError,
+)
 
 OLD_DATABASE = Path(__file__).parent / "data" / "fleet_0_1.sql"  # dumped from what fleet 0.1 wrote
 
@@ -82,3 +89,11 @@ def test_processes_that_open_a_fresh_database_at_once_do_not_collide(tmp_path: P
         process.communicate("go\n", timeout=60)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert all(StateDatabase(path).load_plan(str(number)) == "{}" for number in range(3))
+
+
+def test_a_damaged_database_says_what_to_do_and_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.db"
+    path.write_bytes(b"no database at all\n" * 200)
+    with pytest.raises(UnusableDatabaseError, match=r"is damaged.*move it away"):
+        StateDatabase(path).known_hosts()
+    assert path.read_bytes() == b"no database at all\n" * 200
