@@ -16,9 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 # Addresses of package indexes have no place in a committed file: each machine has its own.
-# Names reserved for examples (RFC 2606) and addresses a test makes up as it runs are nobody's.
+# Reserved names (RFC 2606), loopback and addresses a test makes up as it runs are nobody's.
 INDEX_ADDRESS = re.compile(
-    rb"https?://(?![^\s\"'/]*\.example\b|\{)[^\s\"']*(?:/simple\b|pypi|pythonhosted|artifactory|devpi|nexus)",
+    rb"https?://(?!localhost[:/]|127\.0\.0\.1[:/]|[^\s\"'/]*\.(?:example|invalid)\b|\{)"
+    rb"[^\s\"']*(?:/simple\b|pypi|pythonhosted|artifactory|devpi|nexus)",
     re.IGNORECASE,
 )
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(?:root|work)/[\w.]")
