@@ -33,7 +33,8 @@ class Chip(Frozen):
     """Published figures of one chip. GB are 10^9 bytes; None is unknown; `verified` says how far they were checked.
 
     Operations are dense: `fp32_tflops` of vector units, `fp16_tflops` of matrix units with 32-bit sums (half rate on
-    GeForce cards), `int8_tops` of matrix units.
+    GeForce cards), `int8_tops` of matrix units. `older_instructions_share` is the part of these rates that
+    programs reach with the matrix instructions of the generation before (mma on Hopper, whose full rate needs wgmma).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Chip(Frozen):
     fp32_tflops: Figure | None = None
     fp16_tflops: Figure | None = None
     int8_tops: Figure | None = None
+    older_instructions_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     note: str = ""
     source: tuple[str, ...]
     verified: str

@@ -17,6 +17,8 @@ from fleet_inventory.reference_data import REFERENCE_FOLDER
 
 SPEED_FOLDER = REFERENCE_FOLDER / "speed"
 PUBLIC_FILE, MODELS_FILE, NOTES_FILE = "public_results.csv", "models.csv", "lab_notes_results.csv"
+# How rows of the lab notes begin to say where they are from.
+NOTES_SOURCE = "lab-notes.md"
 # How XiongjieDai's table says which llama.cpp it used.
 OLD_LLAMA_CPP = "May 2024 snapshot"
 # Until https://github.com/ggml-org/llama.cpp/pull/8075 (24 June 2024, about b3215) llama.cpp on CUDA unpacks quantized

@@ -87,6 +87,8 @@ BELIEFS: dict[str, Belief] = {
     "prefill.unknown_device": _effect(1.8, "the chip's arithmetic is not in the inventory"),
     "decode.version": _effect(1.05, "one version of an engine"),
     "prefill.version": _effect(1.12, "one version of an engine"),
+    "decode.layer_version": _effect(1.3, "kernels are fused, so that a later version starts fewer"),
+    "prefill.layer_version": _effect(1.3, "kernels are fused, so that a later version starts fewer"),
     "decode.quantization": _effect(1.04, "kernels that suit one quantization more than another"),
     "prefill.quantization": _effect(1.1, "kernels that suit one quantization more than another"),
     "decode.architecture": _effect(1.06, "kernels that suit one architecture more than another"),

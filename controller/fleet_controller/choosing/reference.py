@@ -14,11 +14,12 @@ from fleet_controller.choosing.work import (
     Phase,
     device_of,
 )
-from fleet_controller.results.columns import Metric, Result, Source, Status
+from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.tools import LLAMA_BENCH, MLX_LM_BENCHMARK
 from fleet_inventory.chips import ChipKind, find_chip
 from fleet_inventory.speed_reference import (
     LLAMA_BENCH_DECIDES_SINCE_BUILD,
+    NOTES_SOURCE,
     SpeedFigure,
     SpeedModelShape,
     build_of,
@@ -61,16 +62,12 @@ def device_named(name: str, gpu_cores: int | None = None) -> DeviceFacts | None:
 def own_speed(result: Result, model: ModelWork, device: DeviceFacts, weights_bytes: float) -> MeasuredSpeed | None:
     """A result of this fleet as a row; None where it says nothing about one request on one device.
 
-    Reference rows in the database are none of ours: they come through `reference_speeds`, and would count twice.
+    The lab notes' rows come through `reference_speeds`, so those among the results would count twice; other reference
+    rows are what a fleet measured and exported.
     """
     plain = result.test_kind in (Metric.PREFILL, Metric.DECODE) and result.concurrency == 1 and result.device_count == 1
-    if (
-        not plain
-        or result.source is Source.REFERENCE
-        or result.status is not Status.MEASURED
-        or not result.mean
-        or not result.model
-    ):
+    says = result.status is Status.MEASURED and result.mean and result.model
+    if not plain or not says or result.mean is None or result.provenance.startswith(NOTES_SOURCE):
         return None
     phase = Phase(result.test_kind.value)
     return MeasuredSpeed(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleet_controller.choosing.priors import MATRIX_PER_VECTOR, OPERATIONS_PER_BYTE, Parameter
-from fleet_controller.choosing.work import LLAMA_CPP, Cell, Phase
+from fleet_controller.choosing.work import LLAMA_CPP, NEWEST_INSTRUCTIONS, Cell, Phase
 
 # A transposed copy touches a sector of 32 bytes for each value of 2 bytes on one side, and 2 bytes on the other.
 TRANSPOSED_BYTES_PER_VALUE = 32 + 2
@@ -38,15 +38,17 @@ def terms_of(cell: Cell) -> tuple[NamedTerm, ...]:
 
 
 def matrix_operations(cell: Cell) -> float:
-    """The device's matrix operations/s, or what its bandwidth suggests."""
+    """The device's matrix operations/s that the engine's instructions reach, or what its bandwidth suggests."""
     device = cell.device
-    return device.matrix_operations or device.bandwidth * OPERATIONS_PER_BYTE[device.kind.value]
+    rate = device.matrix_operations or device.bandwidth * OPERATIONS_PER_BYTE[device.kind.value]
+    return rate if cell.engine.engine in NEWEST_INSTRUCTIONS else rate * device.older_instructions_share
 
 
 def vector_operations(cell: Cell) -> float:
     """The device's 32-bit operations/s of vector units, or what its matrix units suggest."""
     device = cell.device
-    return device.vector_operations or matrix_operations(cell) / MATRIX_PER_VECTOR[device.kind.value]
+    matrix = device.matrix_operations or device.bandwidth * OPERATIONS_PER_BYTE[device.kind.value]
+    return device.vector_operations or matrix / MATRIX_PER_VECTOR[device.kind.value]
 
 
 def _decode(cell: Cell) -> Iterator[NamedTerm]:
@@ -55,7 +57,7 @@ def _decode(cell: Cell) -> Iterator[NamedTerm]:
     everywhere = _everywhere(cell, "decode")
     if engine.speculation:
         everywhere = (*everywhere, ("decode.speculation",), ("decode.speculation", engine.key))
-    waste, layer = _shared("decode.waste", engine.key), _shared("decode.layer", engine.key)
+    waste, layer = _shared("decode.waste", engine.key), _layer("decode", cell)
     reading = (*everywhere, ("decode.quantization", cell.quantization, engine.key))
     if cell.is_bfloat:
         reading = (*reading, ("decode.bfloat", engine.key))
@@ -95,7 +97,7 @@ def _prefill(cell: Cell) -> Iterator[NamedTerm]:
     products = (*_shared("prefill.products", engine.key), ("prefill.quantization", cell.quantization, engine.key))
     if cell.is_bfloat:
         products = (*products, ("prefill.bfloat", engine.key))
-    layer = _shared("prefill.layer", engine.key)
+    layer = _layer("prefill", cell)
     if model.mixture_of_experts:
         products = (*products, *_shared("prefill.experts", engine.key))
         layer = (*layer, ("prefill.layer_experts",))
@@ -118,6 +120,13 @@ def _prefill(cell: Cell) -> Iterator[NamedTerm]:
 
 def _shared(kind: str, key: str) -> tuple[Parameter, ...]:
     return (kind,), (kind, key)
+
+
+def _layer(phase: str, cell: Cell) -> tuple[Parameter, ...]:
+    """Kernels are fused from version to version, so what a layer costs is a version's own."""
+    engine = cell.engine
+    layer = _shared(f"{phase}.layer", engine.key)
+    return (*layer, (f"{phase}.layer_version", engine.key, engine.version)) if engine.version else layer
 
 
 def _everywhere(cell: Cell, phase: str) -> tuple[Parameter, ...]:

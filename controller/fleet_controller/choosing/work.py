@@ -9,6 +9,8 @@ from fleet_inventory.model_file import Architecture
 LLAMA_CPP = "llama.cpp"
 # LM Studio computes GGUF files with llama.cpp, so both are one class of engines.
 ENGINE_OF = {"lm-studio": LLAMA_CPP}
+# Their kernels use each generation's own matrix instructions; llama.cpp's are written for those since Turing.
+NEWEST_INSTRUCTIONS = frozenset({"vllm", "sglang"})
 # llama.cpp: n_ubatch 512. vLLM, SGLang and MLX-LM prefill in chunks of 2048 (max_num_batched_tokens,
 # chunked_prefill_size and prefill_step_size as they come).
 MICRO_BATCH_TOKENS = {LLAMA_CPP: 512}
@@ -55,13 +57,17 @@ class ModelWork(Frozen):
 
 
 class DeviceFacts(Frozen):
-    """What the maker says: bytes/s of memory, and dense operations/s of the matrix units (None: unknown)."""
+    """What the maker says: bytes/s of memory, and dense operations/s of matrix and vector units (None: unknown).
+
+    `older_instructions_share`: the part of the matrix units that programs for the generation before reach.
+    """
 
     name: str
     kind: ChipKind
     bandwidth: float
     matrix_operations: float | None = None
     vector_operations: float | None = None
+    older_instructions_share: float = 1.0
     source: tuple[str, ...] = ()
 
 
@@ -168,5 +174,6 @@ def device_of(chip: Chip) -> DeviceFacts:
         bandwidth=chip.bandwidth_gb_per_second * 1e9,
         matrix_operations=max(rates) * 1e12 if rates else None,
         vector_operations=chip.fp32_tflops * 1e12 if chip.fp32_tflops else None,
+        older_instructions_share=chip.older_instructions_share,
         source=chip.source,
     )

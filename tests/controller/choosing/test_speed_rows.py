@@ -1,5 +1,7 @@
 """Rows that speeds are fitted to: reference figures, and this fleet's own results."""
 
+import pytest
+
 from fleet_controller.choosing.reference import (
     device_named,
     own_speed,
@@ -7,8 +9,9 @@ from fleet_controller.choosing.reference import (
     runtime_of,
     uses_flash_attention,
 )
+from fleet_controller.choosing.terms import matrix_operations
 from fleet_controller.choosing.work import DeviceFacts, ModelWork, Phase
-from fleet_controller.results.columns import Metric, Result, Source, Status
+from fleet_controller.results.columns import Metric, Result, Status
 from fleet_inventory.speed_reference import load_speed_figures, load_speed_models
 from support.result_rows import decode
 
@@ -47,6 +50,15 @@ def test_geforce_cards_count_with_their_8_bit_rate_and_data_centre_cards_with_ei
     assert facts("NVIDIA H200").matrix_operations == 989.5e12
 
 
+def test_only_programs_for_its_own_generation_reach_all_of_hoppers_matrix_units() -> None:
+    chip = facts("NVIDIA H100 80GB HBM3")
+    row = own_speed(own(test_kind=Metric.PREFILL, prompt_tokens=512), model(), chip, 9.5e9)
+    assert row is not None
+    assert matrix_operations(row.cell) == pytest.approx(0.63 * 989.5e12)
+    vllm = row.cell.model_copy(update={"engine": row.cell.engine.model_copy(update={"backend": "vllm"})})
+    assert matrix_operations(vllm) == pytest.approx(989.5e12)
+
+
 def test_a_result_of_ours_becomes_a_row() -> None:
     row = own_speed(own(generation_tokens=64, depth=8192), model(), facts("NVIDIA GeForce RTX 4090"), 9.5e9)
     assert row is not None
@@ -64,7 +76,7 @@ def test_results_that_say_nothing_about_one_request_on_one_device_are_no_rows() 
         {"test_kind": Metric.TIME_TO_FIRST_TOKEN},
         {"status": Status.CONTAMINATED, "mean": None},
         {"model": ""},
-        {"source": Source.REFERENCE},
+        {"provenance": "lab-notes.md:210"},
     ):
         assert own_speed(own(**changes), model(), chip, 9.5e9) is None, changes
 
