@@ -23,10 +23,7 @@
     }
     for (const group of groups) if (!isFaceted(group)) group.hidden = false;
     for (const cell of columnCells) cell.hidden = false;
-    for (const group of groups) {
-      if (group.hidden) continue;
-      group.hidden = ![...group.querySelectorAll(ITEMS)].some(isShown);
-    }
+    for (const group of groups) group.hidden = ![...group.querySelectorAll(ITEMS)].some(isShown);
     columns.forEach(showColumn);
     const shown = rows.filter(isShown).length;
     document.getElementById("count").textContent = `${shown} of ${rows.length} results are shown`;
