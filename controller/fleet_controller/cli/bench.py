@@ -33,6 +33,9 @@ def bench(
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
     engine_path: str = typer.Option("", "--engine-path", help="Folder on the hosts with binaries to use as they are."),
     offline: str = typer.Option("", "--offline", metavar="FOLDER", help="Folder on the hosts to install from."),
+    tokenizer: str = typer.Option(
+        "", "--tokenizer", help="For llama-benchy: a folder on the hosts with tokenizer.json, or a repository."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
@@ -59,6 +62,7 @@ def bench(
         backend_version=backend_version,
         engine_path=engine_path,
         offline_folder=offline,
+        tokenizer=tokenizer,
         dry_run=dry_run,
         yes=yes,
         as_json=as_json,

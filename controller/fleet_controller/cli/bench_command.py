@@ -51,6 +51,7 @@ class BenchOptions:
     backend_version: str
     engine_path: str
     offline_folder: str
+    tokenizer: str
     dry_run: bool
     yes: bool
     as_json: bool

@@ -27,6 +27,7 @@ class BenchRequest(Frozen):
     backend_version: str = ""
     engine_path: str = ""
     offline_folder: str = ""
+    tokenizer: str = ""
 
 
 class CellAction(StrEnum):

@@ -77,7 +77,7 @@ async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) ->
                 place = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
                 yield event.model_copy(update={"message": f"{place}{event.message}"})
         except Exception as error:
-            problem = problem_of(error)
+            problem = _explained(problem_of(error), cell)
             problems.append(problem)
             yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}: {problem.message}")
             if isinstance(error, TransportError):
@@ -158,6 +158,16 @@ def _keep(context: FleetContext, cell: PlannedCell, job_id: str, ordinal: int, r
         message = f"contaminated: all {times} runs were disturbed; the last one: {result.get('cause')}"
         raise CellVoid("contaminated", message, "repeat it when the host is quiet; --when-idle waits for that")
     return results
+
+
+def _explained(problem: Problem, cell: PlannedCell) -> Problem:
+    """llama-benchy's own last line speaks of the network where it found no tokenizer on the host."""
+    told = " ".join((problem.message, *problem.tail))
+    if cell.shown.client != "llama-benchy" or problem.code != "tool-failed" or "huggingface.co" not in told:
+        return problem
+    remedy = "--tokenizer FOLDER (on the host, with tokenizer.json) or --tokenizer OWNER/NAME of a hub that it reaches"
+    message = f"llama-benchy found no tokenizer for {cell.shown.model} on the host, and could not fetch one"
+    return problem.model_copy(update={"message": message, "remedy": remedy})
 
 
 def _name(cell: PlannedCell) -> str:

@@ -152,8 +152,8 @@ def _located(facts: HostFacts, artifact: ModelArtifact) -> ModelArtifact:
 
 def _tokenizer(case: Case, resolved: ResolvedModel, artifact: ModelArtifact, path: str) -> tuple[str, Step | None]:
     """A folder with tokenizer.json: of the model itself, or fetched from its repository in another format."""
-    if artifact.format != GGUF:
-        return path, None
+    if case.request.tokenizer or artifact.format != GGUF:
+        return case.request.tokenizer or path, None
     for other in sorted(resolved.artifacts, key=lambda item: item.format == MLX):
         files = tuple(file for file in other.files if file.path == "tokenizer.json")
         if other.format != GGUF and files and other.repository:

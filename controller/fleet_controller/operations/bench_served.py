@@ -43,7 +43,7 @@ def served_cells(case: Case, status: ServiceStatus, part: Part) -> list[PlannedC
             model_path=path,
             served_model_name=spec.served_model_name or spec.name,
             base_url=service_url(spec),
-            tokenizer=tokenizer_beside(path),
+            tokenizer=case.request.tokenizer or tokenizer_beside(path),
             discards_first=bool(spec.gpu_indices) or case.facts.apple is not None,
         )
         if client.over_http:
@@ -108,7 +108,7 @@ async def endpoint_cells(context: FleetContext, request: BenchRequest, suite: Su
         model_path="",
         served_model_name=model,
         base_url=f"http://{LOOPBACK}:{port}",
-        tokenizer=tokenizer_beside(model) if model.startswith("/") else "",
+        tokenizer=request.tokenizer or (tokenizer_beside(model) if model.startswith("/") else ""),
     )
     cells = []
     for part in suite.parts:

@@ -1364,6 +1364,7 @@ class BenchRequest(_message.Message):
     BACKEND_VERSION_FIELD_NUMBER: _builtins.int
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
     backend: _builtins.str
     """empty = all that can run it"""
@@ -1391,6 +1392,8 @@ class BenchRequest(_message.Message):
     engine_path: _builtins.str
     offline_folder: _builtins.str
     """on the hosts: wheels; nothing is fetched for engines and clients"""
+    tokenizer: _builtins.str
+    """for llama-benchy: a folder on the hosts, or a repository of the hub"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as for a deploy, or the name of a running service"""
@@ -1416,10 +1419,11 @@ class BenchRequest(_message.Message):
         backend_version: _builtins.str = ...,
         engine_path: _builtins.str = ...,
         offline_folder: _builtins.str = ...,
+        tokenizer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "generation_tokens", b"generation_tokens", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "again", b"again", "backend", b"backend", "backend_version", b"backend_version", "client", b"client", "endpoint", b"endpoint", "engine_path", b"engine_path", "generation_tokens", b"generation_tokens", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "prompt_tokens", b"prompt_tokens", "quantization", b"quantization", "repeat", b"repeat", "repetitions", b"repetitions", "repository", b"repository", "suite", b"suite", "when_idle", b"when_idle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "again", b"again", "backend", b"backend", "backend_version", b"backend_version", "client", b"client", "endpoint", b"endpoint", "engine_path", b"engine_path", "generation_tokens", b"generation_tokens", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "prompt_tokens", b"prompt_tokens", "quantization", b"quantization", "repeat", b"repeat", "repetitions", b"repetitions", "repository", b"repository", "suite", b"suite", "tokenizer", b"tokenizer", "when_idle", b"when_idle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generation_tokens: _TypeAlias = _typing.Literal["generation_tokens"]  # noqa: Y015
     _WhichOneofArgType__generation_tokens: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens"]  # noqa: Y015
