@@ -10,7 +10,7 @@ from fleet_controller.results.html.page import render
 from fleet_controller.results.html.repeating import KnownNames
 from fleet_controller.results.matrix import Entry
 from fleet_controller.results.reference_files import load_reference
-from fleet_inventory.reference_data import reference_files
+from support.notes_reference import notes_files
 from support.result_rows import decode
 
 NOW = 1_790_000_000_000
@@ -46,7 +46,7 @@ def measured_rows() -> list[Result]:
 
 
 def material() -> Material:
-    reference, runs = load_reference(reference_files())
+    reference, runs = load_reference(notes_files())
     samples = [
         DeviceSample(run_id="run-b9000", unix_ms=NOW + second, power_watts=300.0 + second, throttle_reasons="thermal")
         for second in range(3)

@@ -40,12 +40,12 @@ def test_the_report_goes_to_the_file_and_says_where(cli: FleetCli, tmp_path: Pat
 
 
 def test_a_pipe_gets_the_report_and_a_terminal_a_file(cli: FleetCli, tmp_path: Path) -> None:
-    piped = cli.ok("matrix", "qwen3.5-9b", "--format", "html")
+    piped = cli.ok("matrix", "qwen3.5-27b", "--format", "html")
     assert piped.output.startswith("<!doctype html>")
     assert piped.errors == ""
     ours, theirs = pty.openpty()
     finished = subprocess.run(
-        [*COMMAND, "matrix", "qwen3.5-9b", "--format", "html"],
+        [*COMMAND, "matrix", "qwen3.5-27b", "--format", "html"],
         cwd=tmp_path,
         env=cli.environment,
         stdin=subprocess.DEVNULL,
@@ -56,7 +56,7 @@ def test_a_pipe_gets_the_report_and_a_terminal_a_file(cli: FleetCli, tmp_path: P
     )
     os.close(theirs)
     os.close(ours)
-    assert f"10 results are in {tmp_path}/fleet-matrix.html" in finished.stderr
+    assert f"8 results are in {tmp_path}/fleet-matrix.html" in finished.stderr
     assert (tmp_path / "fleet-matrix.html").read_text().count("<h1>") == 1
 
 

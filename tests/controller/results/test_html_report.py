@@ -25,7 +25,7 @@ from fleet_controller.results.html.repeating import Repetition, repetition_of
 from fleet_controller.results.html.scale import Scale, round_ticks, tick_text, tokens_text
 from fleet_controller.results.html.series import LINES_MOST, charts_of
 from fleet_controller.results.reference_files import load_reference
-from fleet_inventory.reference_data import reference_files
+from support.notes_reference import notes_files
 from support.reports import HOSTILE_HOST, HOSTILE_MODEL, NAMES, NOW, entries, material, page_of, report, text_of
 from support.result_rows import decode
 
@@ -106,7 +106,7 @@ def test_whatever_is_no_markup_is_escaped() -> None:
 def test_every_figure_of_the_notes_is_in_the_matrix_and_in_its_hosts_section(html: str) -> None:
     start = html.index('id="hosts"')
     matrix, hosts = text_of(html[:start]), text_of(html[start:])
-    rows, _ = load_reference(reference_files())
+    rows, _ = load_reference(notes_files())
     assert len(rows) == 158
     for row in rows:
         assert f"{row.test}{figure(row)}{row.unit}" in hosts, row.test
@@ -227,7 +227,7 @@ def again(*rows: Result, run: Run | None = None) -> Repetition:
 
 
 def test_rows_of_the_notes_are_measured_again_by_the_notes_suite() -> None:
-    rows, _ = load_reference(reference_files())
+    rows, _ = load_reference(notes_files())
     runs = {row.run_id: [other for other in rows if other.run_id == row.run_id] for row in rows}
     found = [again(*of_run) for of_run in runs.values()]
     assert {repetition.suite_file for repetition in found} == {""}

@@ -13,7 +13,7 @@ from fleet_controller.results.comparability import Level
 from fleet_controller.results.matrix import METRICS, Cell, Entry, Matrix, build_matrix
 from fleet_controller.results.matrix_render import RENDERERS, cell_text, legend, table_cells
 from fleet_controller.results.reference_files import load_reference
-from fleet_inventory.reference_data import reference_files
+from support.notes_reference import notes_files
 from support.result_rows import decode
 
 NOW = 1_790_000_000_000
@@ -119,7 +119,7 @@ FIGURE = re.compile(r"\| +(pp|tg)(?:1024|64|2048|32)(?: @ d(\d+))? \| +([\d.]+ Â
 
 @pytest.mark.parametrize("client", ["llama-bench", "llama-benchy"])
 def test_the_matrix_shows_the_figures_of_the_notes(client: str) -> None:
-    rows = [row for row in load_reference(reference_files())[0] if row.client == client]
+    rows = [row for row in load_reference(notes_files())[0] if row.client == client]
     entries = [Entry(number, row) for number, row in enumerate(rows, start=1)]
     shown: dict[tuple[str, int], str] = {}
     for metric in ("pp", "tg"):

@@ -18,6 +18,7 @@ from fleet_controller.results.store import (
 )
 from fleet_controller.state import StateDatabase
 from fleet_inventory.reference_data import reference_files
+from support.notes_reference import notes_files
 from support.result_rows import decode
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "lab_notes_results.csv"
@@ -30,7 +31,7 @@ def test_the_shipped_file_is_the_notes_data() -> None:
 
 
 def test_every_row_says_where_it_is_from() -> None:
-    rows, runs = load_reference(reference_files())
+    rows, runs = load_reference(notes_files())
     assert {row.source for row in rows} == {Source.REFERENCE}
     assert {row.provenance.rpartition(":")[0] for row in rows} == {"lab-notes.md"}
     assert {row.chip for row in rows} == {"NVIDIA GeForce RTX 4090", "Apple M4"}
@@ -38,8 +39,16 @@ def test_every_row_says_where_it_is_from() -> None:
     assert all(run.command for run in runs)
 
 
+def test_what_was_measured_elsewhere_says_where_and_on_what() -> None:
+    others = tuple(path for path in reference_files() if path not in notes_files())
+    rows, _ = load_reference(others)
+    assert {row.source for row in rows} == {Source.REFERENCE}
+    assert all(row.provenance and row.driver_version and row.artifact_sha256 for row in rows)
+    assert {row.model for row in rows} == {"qwen3.5-9b", "qwen3.5-35b-a3b", "glm-4.7-flash"}
+
+
 def test_mlx_trials_are_samples_of_one_row() -> None:
-    rows, _ = load_reference(reference_files())
+    rows, _ = load_reference(notes_files())
     decode_row = next(row for row in rows if row.backend == "mlx-lm" and row.test_kind is Metric.DECODE)
     assert (decode_row.mean, decode_row.deviation, decode_row.repetitions) == (39.023, None, 5)
     assert decode_row.samples == (39.657, 38.724, 39.224, 38.759, 38.754)
@@ -56,7 +65,7 @@ def test_they_come_into_the_database_once_and_are_replaced_as_a_whole(
     first = load_results(database)
     sync_reference(database)
     assert load_results(database) == first
-    assert len(first) == 159
+    assert len(first) == 1 + len(load_reference(reference_files())[0])
     assert load_run(database, first[0].run_id) is not None
     monkeypatch.setattr(reference, "reference_files", lambda: ())
     monkeypatch.setattr(reference, "READER_VERSION", 2)

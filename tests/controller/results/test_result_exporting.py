@@ -14,7 +14,7 @@ from fleet_controller.results.exporting import csv_text, json_text, markdown_tex
 from fleet_controller.results.importing.model import FileContext, Reading
 from fleet_controller.results.importing.read import read_file
 from fleet_controller.results.reference_files import load_reference
-from fleet_inventory.reference_data import reference_files
+from support.notes_reference import notes_files
 from support.result_rows import decode
 from support.tiny_model import make_tiny_model
 
@@ -58,7 +58,7 @@ def test_the_excerpt_is_the_notes_own_text() -> None:
 
 
 def test_every_table_of_the_lab_notes_comes_out_byte_for_byte() -> None:
-    exported = markdown_text(*load_reference(reference_files()))
+    exported = markdown_text(*load_reference(notes_files()))
     tables = tables_of(NOTES_RESULTS.read_text())
     assert len(tables) == 14
     assert sum(table.count("±") for table in tables) == 156 + 4 - 4
@@ -130,7 +130,7 @@ def odd_rows() -> list[Result]:
 
 
 def test_csv_comes_back_without_loss() -> None:
-    reference, _ = load_reference(reference_files())
+    reference, _ = load_reference(notes_files())
     rows = odd_rows() + reference
     reading = read_file(FileContext("x.csv"), csv_text(rows).encode())
     assert reading.problems == []
@@ -155,7 +155,7 @@ def test_a_damaged_export_names_its_line() -> None:
 
 
 def test_the_markdown_of_an_export_can_be_imported() -> None:
-    rows, runs = load_reference(reference_files())
+    rows, runs = load_reference(notes_files())
     context = FileContext("x.md", host="lab", chip="mixed")
     reading = read_file(context, markdown_text(rows, runs).encode())
     assert reading.problems == []
