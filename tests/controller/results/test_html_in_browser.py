@@ -8,7 +8,7 @@ import pytest
 
 from fleet_controller.results.html.page import render
 from support.browser import Browser, Page, find_browser
-from support.reports import report
+from support.reports import page_of, report
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine")
 
@@ -149,6 +149,14 @@ def test_a_figure_leads_to_its_samples_even_where_a_filter_hides_them(browser: B
     top, height = page.evaluate("[document.getElementById('r2').getBoundingClientRect().top, innerHeight]")
     assert 0 < top < height
     assert page.evaluate("document.activeElement.id") == "r2"
+
+
+def test_a_page_without_results_is_a_page(browser: Browser, tmp_path: Path) -> None:
+    target = tmp_path / "empty.html"
+    target.write_text(page_of([]), encoding="utf-8")
+    page = browser.open(target, width=360)
+    assert page.complaints() == []
+    assert "fleet bench MODEL" in page.evaluate("document.body.innerText")
 
 
 def test_conclusions_lead_to_their_rows(browser: Browser, path: Path) -> None:
