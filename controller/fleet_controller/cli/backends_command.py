@@ -123,9 +123,12 @@ class ChangeOptions:
 def share_of(text: str) -> float:
     """ "5%" or "5" as 0.05. Raises UsageFailure."""
     try:
-        return float(text.strip().removesuffix("%")) / 100
+        share = float(text.strip().removesuffix("%")) / 100
     except ValueError:
         raise UsageFailure(f"--threshold takes a percentage, not {text!r}", "for example --threshold 5%") from None
+    if not share > 0:  # the wire leaves a zero out: it would mean the default there
+        raise UsageFailure("--threshold lies above 0 %", "for example --threshold 5%")
+    return share
 
 
 def run_change(options: ChangeOptions, **fields: Any) -> None:

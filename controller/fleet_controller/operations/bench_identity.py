@@ -46,13 +46,14 @@ def identity_of(
         suite=case.suite.name,
         client=client.name,
         client_version=client_version(client, subject),
-        flags=_flags(spec, subject) if client.over_http else "",
+        flags=_flags(spec, subject, case.request.tokenizer) if client.over_http else "",
         part=part,
     )
 
 
-def _flags(spec: ServiceSpec, subject: Subject) -> str:
-    """What a server was started with, without paths, names and ports: they change no speed."""
+def _flags(spec: ServiceSpec, subject: Subject, tokenizer: str) -> str:
+    """What a server was started with, without paths, names and ports: they change no speed; and a tokenizer that
+    was asked for, since it makes other prompts."""
     import shlex
 
     kept, skip = [], False
@@ -63,7 +64,7 @@ def _flags(spec: ServiceSpec, subject: Subject) -> str:
             skip = True
         elif word != subject.model_path:
             kept.append(word)
-    return shlex.join(kept)
+    return shlex.join([*kept, *(["--tokenizer", tokenizer] if tokenizer else [])])
 
 
 def artifact_digest(artifact: ModelArtifact) -> str:
