@@ -1,4 +1,4 @@
-"""`fleet backends upgrade --golden-bench` for real: two hosts, the real llama.cpp as two versions, one of them worse."""
+"""`fleet backends upgrade --golden-bench` for real: two hosts, the real llama.cpp as two versions, one of them bad."""
 
 import sys
 from collections.abc import Iterator
