@@ -12,8 +12,9 @@ import pytest
 
 from fleet_agent.jobs.model import DeviceWatch
 from fleet_agent.measuring.corpus import corpus
-from fleet_agent.measuring.idle import not_idle
+from fleet_agent.measuring.idle import causes_of, not_idle
 from fleet_agent.measuring.processes import ForeignProcess, ProcessTime, ProcessWatch, own_processes, parse_stat
+from fleet_agent.measuring.waiting import REPEAT_SECONDS, Reminder
 from fleet_agent.measuring.watch import DeviceLooker, Look, Sampler, judge
 from fleet_agent.steps.bench import is_stable
 from support.fake_nvml import FakeNvml, Process, Utilization, rtx_4090
@@ -115,6 +116,28 @@ def test_cpu_load_of_others_is_waited_for() -> None:
     reason = not_idle([cpu_look(200)], CPU)
     assert reason is not None and "alice, python" in reason
     assert not_idle([cpu_look(10)], CPU) is None
+
+
+def test_who_waits_is_told_when_a_program_is_new_and_else_every_ten_seconds() -> None:
+    now = 100.0
+    reminder = Reminder(lambda: now)
+    assert reminder.due({"root python"})
+    now += 0.5
+    assert not reminder.due({"root python"})
+    assert reminder.due({"root python", "alice gcc"})
+    now += 0.5
+    assert not reminder.due({"alice gcc"})  # it comes and goes: it was told
+    now += REPEAT_SECONDS
+    assert reminder.due({"root python"})
+
+
+def test_figures_that_move_are_no_new_cause() -> None:
+    one, other = (causes_of([look], not_idle([look], CPU) or "") for look in (cpu_look(60), cpu_look(99)))
+    assert one == other == {"alice python"}
+    warm = [
+        causes_of(looks, not_idle(looks, GPU) or "") for looks in (looks_with([71, 66, 62]), looks_with([66, 62, 58]))
+    ]
+    assert warm[0] == warm[1]
 
 
 def test_a_real_process_that_computes_is_seen_and_a_child_is_ours() -> None:
