@@ -4,14 +4,16 @@
 
 A tiny model on this machine, in one run, in turns. By hand: the measuring command of `fleet bench --dry-run`, word for
 word. By fleet: the whole command, whose figures are those it keeps. Each round gives one mean of each test from either
-side; the difference is Welch's over these means. Overhead: wall time of `fleet bench` less that of the command by hand.
-Targets: no difference beyond noise, less than 2 s for each cell.
+side; the difference is Welch's over these means. Overhead: wall time of `fleet bench` less that of the command by hand,
+and where it goes: the command with its plan (a dry run), the job's start, the wait for an idle host, the warm-up, the
+same program run by the agent less by hand, and what comes after it. Targets: no difference beyond noise, less than 2 s.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -42,9 +44,13 @@ class Side:
 
     means: dict[str, list[float]] = field(default_factory=dict)
     wall: Samples = field(default_factory=lambda: Samples(""))
+    parts: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, test: str, mean: float) -> None:
         self.means.setdefault(test, []).append(mean)
+
+    def add_part(self, name: str, seconds: float) -> None:
+        self.parts.setdefault(name, []).append(seconds)
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,32 @@ def fleet_of_one() -> Iterator[Bench]:
 
 def by_fleet(bench: Bench, side: Side) -> None:
     started = time.perf_counter()
+    bench.fleet(*bench.bench_arguments(), "--dry-run", "--again")
+    planned = time.perf_counter() - started
+    began = time.time()
     document = bench.fleet(*bench.bench_arguments(), "--yes", "--again")
-    side.wall.wall_seconds.append(time.perf_counter() - started)
+    ended = time.time()
+    side.wall.wall_seconds.append(ended - began)
+    add_parts(bench, side, planned, began, ended)
     (cell,) = document["hosts"][0]["result"]["cells"]
     for row in cell["rows"]:
         side.add(row["test"], row["mean"])
+
+
+def add_parts(bench: Bench, side: Side, planned: float, began: float, ended: float) -> None:
+    """What the newest run says of itself, between two moments of the wall clock."""
+    with contextlib.closing(sqlite3.connect(bench.folder / "state" / "fleet.db")) as connection:
+        row = connection.execute(
+            "SELECT started_unix_ms, finished_unix_ms, details FROM runs ORDER BY started_unix_ms DESC LIMIT 1"
+        ).fetchone()
+    start, finish, details = row[0] / 1000, row[1] / 1000, json.loads(row[2])
+    waited, warm_up = float(details.get("waited_seconds", 0.0)), sum(details.get("warmup_seconds", ()))
+    side.add_part("command, facts and plan (a dry run)", planned)
+    side.add_part("job, runner and lease", start - began - planned - waited - warm_up)
+    side.add_part("wait for an idle host", waited)
+    side.add_part("warm-up", warm_up)
+    side.add_part("the program", finish - start)
+    side.add_part("rows kept, command's end", ended - finish)
 
 
 def by_hand(argv: list[str], environment: dict[str, str], side: Side) -> None:
@@ -139,6 +166,10 @@ def show(fleet: Side, hand: Side, argv: list[str]) -> None:
     rows.append(
         ["wall time of a cell", f"{hand.wall.wall:.2f} s", f"{fleet.wall.wall:.2f} s", f"{overhead:+.2f} s", ""]
     )
+    parts = {name: statistics.median(values) for name, values in fleet.parts.items()}
+    for name, seconds in parts.items():
+        own = hand.wall.wall if name == "the program" else 0.0
+        rows.append([f"- {name}", f"{own:.2f} s" if own else "-", f"{seconds:.2f} s", f"{seconds - own:+.2f} s", ""])
     report(
         "fleet bench against the same llama-bench by hand, interleaved",
         ["", "by hand", "fleet bench", "difference (95 % interval)", "verdict"],
@@ -147,6 +178,7 @@ def show(fleet: Side, hand: Side, argv: list[str]) -> None:
             "tests": tests,
             "samples": [side.wall.as_json() for side in (hand, fleet)],
             "overhead_seconds": round(overhead, 3),
+            "fleet_parts_seconds": {name: round(seconds, 3) for name, seconds in parts.items()},
             "budget_overhead_seconds": BUDGET_SECONDS,
             "options_by_hand": argv[1:-1],
         },
