@@ -13,6 +13,3 @@ class SecretCalls:
     async def PutSecret(self, request: agent_pb2.PutSecretRequest, context: Any) -> agent_pb2.PutSecretReply:
         changed = self._store.put(request.name, request.value)
         return agent_pb2.PutSecretReply(path=str(self._store.path(request.name)), changed=changed)
-
-    async def RemoveSecret(self, request: agent_pb2.RemoveSecretRequest, context: Any) -> agent_pb2.RemoveSecretReply:
-        return agent_pb2.RemoveSecretReply(changed=self._store.remove(request.name))

@@ -169,10 +169,6 @@ class AgentClient:
         reply = await self._call(self._stub.PutSecret, agent_pb2.PutSecretRequest(name=name, value=value))
         return str(reply.path)
 
-    async def remove_secret(self, name: str) -> bool:
-        reply = await self._call(self._stub.RemoveSecret, agent_pb2.RemoveSecretRequest(name=name))
-        return bool(reply.changed)
-
     async def shutdown(self) -> None:
         """Ends the agent's server process; its services and job runners go on."""
         await self._call(self._stub.Shutdown, agent_pb2.ShutdownRequest())

@@ -133,11 +133,6 @@ class AgentStub:
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
                 _registered_method=True)
-        self.RemoveSecret = channel.unary_unary(
-                '/fleet.v1.Agent/RemoveSecret',
-                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.SerializeToString,
-                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.FromString,
-                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Agent/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
@@ -270,13 +265,6 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RemoveSecret(self, request, context):
-        """an unknown name changes nothing
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Shutdown(self, request, context):
         """Ends the agent's server process. Running services and job runners go on.
         """
@@ -376,11 +364,6 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.PutSecret,
                     request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.SerializeToString,
-            ),
-            'RemoveSecret': grpc.unary_unary_rpc_method_handler(
-                    servicer.RemoveSecret,
-                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.FromString,
-                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -878,33 +861,6 @@ class Agent:
             '/fleet.v1.Agent/PutSecret',
             fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
             fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def RemoveSecret(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fleet.v1.Agent/RemoveSecret',
-            fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretRequest.SerializeToString,
-            fleet__proto_dot_v1_dot_agent__pb2.RemoveSecretReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,8 +70,6 @@ class AgentStub:
     """model servers on this host that are not ours"""
     PutSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]
     """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
-    RemoveSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveSecretRequest, _agent_pb2.RemoveSecretReply]
-    """an unknown name changes nothing"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -112,8 +110,6 @@ class AgentAsyncStub(AgentStub):
     """model servers on this host that are not ours"""
     PutSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]  # type: ignore[assignment]
     """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
-    RemoveSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveSecretRequest, _agent_pb2.RemoveSecretReply]  # type: ignore[assignment]
-    """an unknown name changes nothing"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]  # type: ignore[assignment]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -259,14 +255,6 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.PutSecretReply, _abc.Awaitable[_agent_pb2.PutSecretReply]]:
         """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
-
-    @_abc_1.abstractmethod
-    def RemoveSecret(
-        self,
-        request: _agent_pb2.RemoveSecretRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_agent_pb2.RemoveSecretReply, _abc.Awaitable[_agent_pb2.RemoveSecretReply]]:
-        """an unknown name changes nothing"""
 
     @_abc_1.abstractmethod
     def Shutdown(

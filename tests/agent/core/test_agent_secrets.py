@@ -19,7 +19,7 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     return make_layout(tmp_path, monkeypatch)
 
 
-async def test_the_calls_put_replace_and_remove_and_tell_no_value(layout: Layout) -> None:
+async def test_the_calls_put_and_replace_and_tell_no_value(layout: Layout) -> None:
     calls, context = SecretCalls(SecretStore.of(layout)), None
     put: Any = agent_pb2.PutSecretRequest(name="hub-token", value=b"hf_first_value\n")
     first = await calls.PutSecret(put, context)
@@ -30,8 +30,6 @@ async def test_the_calls_put_replace_and_remove_and_tell_no_value(layout: Layout
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert (await calls.PutSecret(agent_pb2.PutSecretRequest(name="hub-token", value=b"hf_2nd"), context)).changed
     assert path.read_bytes() == b"hf_2nd" and [one.name for one in path.parent.iterdir()] == ["hub-token"]
-    remove: Any = agent_pb2.RemoveSecretRequest(name="hub-token")
-    assert [(await calls.RemoveSecret(remove, context)).changed for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["", "../agent.json", "A", "a/b", ".hidden", "service.yaml", "x" * 65])
