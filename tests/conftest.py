@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
 SURPLUS_SKIPS = 6  # an exit status of our own: running what failed once more would not mend it
 _skipped: dict[str, str] = {}
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that: tests of Ctrl-C
+# would then test nothing. A handler of ours is the default again for every program that is started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def llama_cpp_binaries() -> Path | None:

@@ -14,6 +14,7 @@ from fleet_controller.settings import Settings, private_folder
 from fleet_proto.v1.controller_pb2_grpc import add_ControllerServicer_to_server
 
 STOP_GRACE_SECONDS = 2.0
+SETTLE_SECONDS = 0.5
 
 
 class ControllerServer:
@@ -49,3 +50,12 @@ class ControllerServer:
             await asyncio.gather(self._start, return_exceptions=True)
             await self._server.stop(STOP_GRACE_SECONDS if self._resident else 0)
         await self._context.close()
+        if not self._resident:
+            await _settle()
+
+
+async def _settle() -> None:
+    """Let gRPC's tasks end by themselves: one that the loop's own end cancels prints a traceback (grpcio 1.85)."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=SETTLE_SECONDS)
