@@ -16,7 +16,6 @@ import os
 import sqlite3
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.deploy_overhead import HOST, find_engine
-from benchmarks.measure import Samples, report
+from benchmarks.measure import Samples, report, run_fleet
 from fleet_controller.demo.tiny_model import make_tiny_model
 from fleet_controller.results.statistics import Estimate, welch
 
@@ -61,11 +60,7 @@ class Bench:
     model: Path
 
     def fleet(self, *arguments: str) -> Any:
-        argv = [sys.executable, "-m", "fleet_controller.cli", *arguments]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise SystemExit(f"fleet {' '.join(arguments)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-        return json.loads(done.stdout) if "--json" in arguments else None
+        return run_fleet(self.environment, *arguments)
 
     def bench_arguments(self) -> list[str]:
         return [

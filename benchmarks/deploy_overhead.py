@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Samples, report
+from benchmarks.measure import Samples, report, run_fleet
 from fleet_controller.demo.tiny_model import make_tiny_model
 
 HOST = "here"
@@ -44,11 +43,7 @@ class Bench:
 
     def fleet(self, *arguments: str) -> Any:
         """Runs a command; its JSON document, or None where it printed none. Ends the benchmark where it fails."""
-        argv = [sys.executable, "-m", "fleet_controller.cli", *arguments]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise SystemExit(f"fleet {' '.join(arguments)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-        return json.loads(done.stdout) if "--json" in arguments else None
+        return run_fleet(self.environment, *arguments)
 
     def deploy_arguments(self) -> list[str]:
         return [

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 LOAD_BEFORE = round(os.getloadavg()[0], 2)
 
@@ -100,3 +101,12 @@ def surroundings() -> dict[str, object]:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def run_fleet(environment: dict[str, str], *arguments: str) -> Any:
+    """Runs a command of fleet; its JSON document, or None without --json. Ends the benchmark where it fails."""
+    argv = [sys.executable, "-m", "fleet_controller.cli", *arguments]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"fleet {' '.join(arguments)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+    return json.loads(done.stdout) if "--json" in arguments else None
