@@ -56,10 +56,17 @@ def _make_results_comparable(connection: sqlite3.Connection) -> None:
     create_comparable_results(connection)
 
 
+def _create_quality(connection: sqlite3.Connection) -> None:
+    from fleet_controller.results.quality import create_quality
+
+    create_quality(connection)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create_hosts_and_plans,
     _create_results,
     _make_results_comparable,
+    _create_quality,
 )
 
 
