@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fleet_agent.layout import Layout
+from fleet_agent.private_file import TEMPORARY, make_private_folder, write_private
 from fleet_agent.problem import ProblemError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
@@ -16,7 +16,6 @@ _LONGEST_BYTES = 16 * 1024
 # A shorter one is guessed in no time, and could not be told from ordinary words in what a program prints.
 SHORTEST_BYTES = 8
 _CONFIGURATION = ".yaml"
-_TEMPORARY = ".new~"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class SecretStore:
     def values(self) -> Iterator[bytes]:
         """Every secret, to be blotted out of what programs print."""
         for path in sorted(self.folder.glob("*")):
-            if not path.name.endswith((_CONFIGURATION, _TEMPORARY)):
+            if not path.name.endswith((_CONFIGURATION, TEMPORARY)):
                 with contextlib.suppress(OSError):
                     yield path.read_bytes().strip()
 
@@ -83,17 +82,8 @@ class SecretStore:
 
     def _write(self, path: Path, content: bytes) -> None:
         """Atomic, and at no moment open to others."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        temporary = path.with_name(path.name + _TEMPORARY)
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        make_private_folder(self.folder)
+        write_private(path, content)
 
     @staticmethod
     def _present(path: Path) -> bytes | None:

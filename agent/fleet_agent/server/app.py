@@ -11,7 +11,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -173,10 +173,8 @@ async def _serve(layout: Layout, configuration: AgentConfiguration, probes: Sequ
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with _parts(layout, configuration, probes, stop) as parts:
-        server = grpc.aio.server(interceptors=(ProblemInterceptor(),), options=_OPTIONS)
-        servicer: Any = Servicer(*parts)  # it has every method of the generated base, by construction
-        agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
+    async with _parts(layout, configuration, probes, stop) as parts, _listener(layout, parts) as serve:
+        server = serve()
         _bind(server, layout.socket_path)
         await server.start()
         _log.info("agent %s serves on %s as pid %d", software_version(), layout.socket_path, os.getpid())
@@ -185,6 +183,29 @@ async def _serve(layout: Layout, configuration: AgentConfiguration, probes: Sequ
         await stop.wait()
         _log.info("shutting down; services and jobs go on")
         await server.stop(_CALLS_GRACE_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _listener(layout: Layout, parts: tuple[Any, ...]) -> AsyncIterator[Callable[..., Any]]:
+    """The listener on TCP, where this host is enrolled; gives what makes a server with all calls."""
+    from fleet_agent.identity.store import IdentityStore
+    from fleet_agent.server.identity import IdentityCalls
+    from fleet_agent.server.tls import OPTIONS, TlsListener
+
+    def serve(*guards: Any) -> Any:
+        options = _OPTIONS + OPTIONS if guards else _OPTIONS
+        server = grpc.aio.server(interceptors=(*guards, ProblemInterceptor()), options=options)
+        agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
+        return server
+
+    store = IdentityStore.of(layout)
+    listener = TlsListener(store, serve)
+    servicer: Any = Servicer(*parts, IdentityCalls(store, listener))  # it has every method of the generated base
+    await listener.apply()
+    try:
+        yield serve
+    finally:
+        await listener.close()
 
 
 @contextlib.asynccontextmanager

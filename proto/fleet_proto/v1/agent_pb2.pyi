@@ -424,3 +424,146 @@ class PutSecretReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutSecretReply: _TypeAlias = PutSecretReply  # noqa: Y015
+
+@_typing.final
+class NewIdentityKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewIdentityKeyRequest: _TypeAlias = NewIdentityKeyRequest  # noqa: Y015
+
+@_typing.final
+class NewIdentityKeyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """names the key in InstallIdentity"""
+    public_key: _builtins.str
+    """one line as OpenSSH writes it, "ecdsa-sha2-nistp256 AAAA..." """
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        public_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewIdentityKeyReply: _TypeAlias = NewIdentityKeyReply  # noqa: Y015
+
+@_typing.final
+class InstallIdentityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    AUTHORITY_PEM_FIELD_NUMBER: _builtins.int
+    CONTROLLER_NAME_FIELD_NUMBER: _builtins.int
+    BIND_ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    certificate_pem: _builtins.bytes
+    authority_pem: _builtins.bytes
+    """who signs controllers; another than before only with `replace`"""
+    controller_name: _builtins.str
+    """the one name whose certificate may control this agent"""
+    bind_address: _builtins.str
+    """"0.0.0.0" """
+    port: _builtins.int
+    replace: _builtins.bool
+    """take over a host that is enrolled with another authority"""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        certificate_pem: _builtins.bytes = ...,
+        authority_pem: _builtins.bytes = ...,
+        controller_name: _builtins.str = ...,
+        bind_address: _builtins.str = ...,
+        port: _builtins.int = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_pem", b"authority_pem", "bind_address", b"bind_address", "certificate_pem", b"certificate_pem", "controller_name", b"controller_name", "key_id", b"key_id", "port", b"port", "replace", b"replace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallIdentityRequest: _TypeAlias = InstallIdentityRequest  # noqa: Y015
+
+@_typing.final
+class RemoveIdentityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveIdentityRequest: _TypeAlias = RemoveIdentityRequest  # noqa: Y015
+
+@_typing.final
+class GetIdentityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetIdentityRequest: _TypeAlias = GetIdentityRequest  # noqa: Y015
+
+@_typing.final
+class IdentityStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENROLLED_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_SHA256_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    enrolled: _builtins.bool
+    listening: _builtins.bool
+    port: _builtins.int
+    authority_sha256: _builtins.bytes
+    """of authority_pem as it was sent"""
+    problem: _builtins.str
+    """why it does not listen"""
+    def __init__(
+        self,
+        *,
+        enrolled: _builtins.bool = ...,
+        listening: _builtins.bool = ...,
+        port: _builtins.int = ...,
+        authority_sha256: _builtins.bytes = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_sha256", b"authority_sha256", "enrolled", b"enrolled", "listening", b"listening", "port", b"port", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityStatus: _TypeAlias = IdentityStatus  # noqa: Y015

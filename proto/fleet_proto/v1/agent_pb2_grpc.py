@@ -133,6 +133,26 @@ class AgentStub:
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
                 _registered_method=True)
+        self.NewIdentityKey = channel.unary_unary(
+                '/fleet.v1.Agent/NewIdentityKey',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyReply.FromString,
+                _registered_method=True)
+        self.InstallIdentity = channel.unary_unary(
+                '/fleet.v1.Agent/InstallIdentity',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.InstallIdentityRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
+                _registered_method=True)
+        self.RemoveIdentity = channel.unary_unary(
+                '/fleet.v1.Agent/RemoveIdentity',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveIdentityRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
+                _registered_method=True)
+        self.GetIdentity = channel.unary_unary(
+                '/fleet.v1.Agent/GetIdentity',
+                request_serializer=fleet__proto_dot_v1_dot_agent__pb2.GetIdentityRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Agent/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
@@ -265,6 +285,33 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NewIdentityKey(self, request, context):
+        """The host's own identity, for transport `tls`: the key is made here and never leaves; the controller signs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InstallIdentity(self, request, context):
+        """serves with it from now on
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveIdentity(self, request, context):
+        """closes the port
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIdentity(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Ends the agent's server process. Running services and job runners go on.
         """
@@ -364,6 +411,26 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.PutSecret,
                     request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.SerializeToString,
+            ),
+            'NewIdentityKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.NewIdentityKey,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyReply.SerializeToString,
+            ),
+            'InstallIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.InstallIdentity,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.InstallIdentityRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.SerializeToString,
+            ),
+            'RemoveIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveIdentity,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.RemoveIdentityRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.SerializeToString,
+            ),
+            'GetIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIdentity,
+                    request_deserializer=fleet__proto_dot_v1_dot_agent__pb2.GetIdentityRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -861,6 +928,114 @@ class Agent:
             '/fleet.v1.Agent/PutSecret',
             fleet__proto_dot_v1_dot_agent__pb2.PutSecretRequest.SerializeToString,
             fleet__proto_dot_v1_dot_agent__pb2.PutSecretReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NewIdentityKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/NewIdentityKey',
+            fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.NewIdentityKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InstallIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/InstallIdentity',
+            fleet__proto_dot_v1_dot_agent__pb2.InstallIdentityRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/RemoveIdentity',
+            fleet__proto_dot_v1_dot_agent__pb2.RemoveIdentityRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/GetIdentity',
+            fleet__proto_dot_v1_dot_agent__pb2.GetIdentityRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_agent__pb2.IdentityStatus.FromString,
             options,
             channel_credentials,
             insecure,

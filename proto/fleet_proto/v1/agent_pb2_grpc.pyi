@@ -70,6 +70,13 @@ class AgentStub:
     """model servers on this host that are not ours"""
     PutSecret: _grpc.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]
     """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+    NewIdentityKey: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NewIdentityKeyRequest, _agent_pb2.NewIdentityKeyReply]
+    """The host's own identity, for transport `tls`: the key is made here and never leaves; the controller signs."""
+    InstallIdentity: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InstallIdentityRequest, _agent_pb2.IdentityStatus]
+    """serves with it from now on"""
+    RemoveIdentity: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveIdentityRequest, _agent_pb2.IdentityStatus]
+    """closes the port"""
+    GetIdentity: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetIdentityRequest, _agent_pb2.IdentityStatus]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -110,6 +117,13 @@ class AgentAsyncStub(AgentStub):
     """model servers on this host that are not ours"""
     PutSecret: _aio.UnaryUnaryMultiCallable[_agent_pb2.PutSecretRequest, _agent_pb2.PutSecretReply]  # type: ignore[assignment]
     """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+    NewIdentityKey: _aio.UnaryUnaryMultiCallable[_agent_pb2.NewIdentityKeyRequest, _agent_pb2.NewIdentityKeyReply]  # type: ignore[assignment]
+    """The host's own identity, for transport `tls`: the key is made here and never leaves; the controller signs."""
+    InstallIdentity: _aio.UnaryUnaryMultiCallable[_agent_pb2.InstallIdentityRequest, _agent_pb2.IdentityStatus]  # type: ignore[assignment]
+    """serves with it from now on"""
+    RemoveIdentity: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveIdentityRequest, _agent_pb2.IdentityStatus]  # type: ignore[assignment]
+    """closes the port"""
+    GetIdentity: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetIdentityRequest, _agent_pb2.IdentityStatus]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownReply]  # type: ignore[assignment]
     """Ends the agent's server process. Running services and job runners go on."""
 
@@ -255,6 +269,37 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.PutSecretReply, _abc.Awaitable[_agent_pb2.PutSecretReply]]:
         """Secrets travel over the control channel only and lie in a file of mode 0600; nothing ever reads one back."""
+
+    @_abc_1.abstractmethod
+    def NewIdentityKey(
+        self,
+        request: _agent_pb2.NewIdentityKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.NewIdentityKeyReply, _abc.Awaitable[_agent_pb2.NewIdentityKeyReply]]:
+        """The host's own identity, for transport `tls`: the key is made here and never leaves; the controller signs."""
+
+    @_abc_1.abstractmethod
+    def InstallIdentity(
+        self,
+        request: _agent_pb2.InstallIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.IdentityStatus, _abc.Awaitable[_agent_pb2.IdentityStatus]]:
+        """serves with it from now on"""
+
+    @_abc_1.abstractmethod
+    def RemoveIdentity(
+        self,
+        request: _agent_pb2.RemoveIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.IdentityStatus, _abc.Awaitable[_agent_pb2.IdentityStatus]]:
+        """closes the port"""
+
+    @_abc_1.abstractmethod
+    def GetIdentity(
+        self,
+        request: _agent_pb2.GetIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.IdentityStatus, _abc.Awaitable[_agent_pb2.IdentityStatus]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(

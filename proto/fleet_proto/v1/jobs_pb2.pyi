@@ -590,6 +590,7 @@ class BenchStep(_message.Message):
     REPEATS_FIELD_NUMBER: _builtins.int
     SERVICE_IS_IDLE_FIELD_NUMBER: _builtins.int
     SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
     stall_seconds: _builtins.float
     """no output for that long = stalled; 0 = no stall timer"""
     warmup_limit: _builtins.int
@@ -632,6 +633,10 @@ class BenchStep(_message.Message):
     def secret_environment(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretVariable]:
         """of the program, as with RunToolStep"""
 
+    @_builtins.property
+    def generated(self) -> Global___GeneratedModel:
+        """made up for this measurement and removed after it: "{model_file}" in arguments"""
+
     def __init__(
         self,
         *,
@@ -651,14 +656,59 @@ class BenchStep(_message.Message):
         repeats: _builtins.int = ...,
         service_is_idle: _builtins.bool = ...,
         secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
+        generated: Global___GeneratedModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "tool", b"tool", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generated", b"generated", "server", b"server", "tool", b"tool", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "secret_environment", b"secret_environment", "server", b"server", "service", b"service", "service_is_idle", b"service_is_idle", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "generated", b"generated", "mark", b"mark", "measured_port", b"measured_port", "pause_services", b"pause_services", "repeats", b"repeats", "secret_environment", b"secret_environment", "server", b"server", "service", b"service", "service_is_idle", b"service_is_idle", "stall_seconds", b"stall_seconds", "tool", b"tool", "warmup_arguments", b"warmup_arguments", "warmup_limit", b"warmup_limit", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BenchStep: _TypeAlias = BenchStep  # noqa: Y015
+
+@_typing.final
+class GeneratedModel(_message.Message):
+    """A dense model with random weights in valid blocks, as a GGUF file (architecture "qwen3")."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
+    FEED_FORWARD_SIZE_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    KEY_VALUE_HEADS_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    layers: _builtins.int
+    hidden_size: _builtins.int
+    """widths are multiples of 256"""
+    feed_forward_size: _builtins.int
+    heads: _builtins.int
+    key_value_heads: _builtins.int
+    head_size: _builtins.int
+    vocabulary_size: _builtins.int
+    quantization: _builtins.str
+    """"F16", "Q8_0", "Q4_K_M" """
+    def __init__(
+        self,
+        *,
+        layers: _builtins.int = ...,
+        hidden_size: _builtins.int = ...,
+        feed_forward_size: _builtins.int = ...,
+        heads: _builtins.int = ...,
+        key_value_heads: _builtins.int = ...,
+        head_size: _builtins.int = ...,
+        vocabulary_size: _builtins.int = ...,
+        quantization: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feed_forward_size", b"feed_forward_size", "head_size", b"head_size", "heads", b"heads", "hidden_size", b"hidden_size", "key_value_heads", b"key_value_heads", "layers", b"layers", "quantization", b"quantization", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GeneratedModel: _TypeAlias = GeneratedModel  # noqa: Y015
 
 @_typing.final
 class DeviceWatch(_message.Message):
