@@ -195,6 +195,18 @@ class BenchServer:
 
 
 @dataclass(frozen=True)
+class GeneratedModel:
+    layers: int = 0
+    hidden_size: int = 0
+    feed_forward_size: int = 0
+    heads: int = 0
+    key_value_heads: int = 0
+    head_size: int = 0
+    vocabulary_size: int = 0
+    quantization: str = ""
+
+
+@dataclass(frozen=True)
 class BenchStep:
     tool: ToolRef = ToolRef()
     arguments: tuple[str, ...] = ()
@@ -212,6 +224,36 @@ class BenchStep:
     repeats: int = 0
     service_is_idle: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
+    generated: GeneratedModel | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateFile:
+    """`content_gzip` is base64, as in protobuf's JSON."""
+
+    name: str = ""
+    content_gzip: str = ""
+
+
+@dataclass(frozen=True)
+class EvaluateStep:
+    state_key: str = ""
+    program: str = ""
+    tool: ToolRef = ToolRef()
+    arguments: tuple[str, ...] = ()
+    files: tuple[EvaluateFile, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    secret_environment: tuple[SecretVariable, ...] = ()
+    server: BenchServer | None = None
+    takes_devices: bool = False
+    gpu_indices: tuple[int, ...] = ()
+    pause_services: bool = False
+    artifact_paths: tuple[str, ...] = ()
+    required_text: str = ""
+    repeats: int = 0
+    produces: str = ""
+    removes: tuple[str, ...] = ()
+    stall_seconds: float = 0.0
 
 
 StepKind = (
@@ -227,6 +269,7 @@ StepKind = (
     | ChatProbeStep
     | BenchStep
     | InstallerScriptStep
+    | EvaluateStep
 )
 
 
@@ -247,6 +290,7 @@ class Step:
     chat_probe: ChatProbeStep | None = None
     bench: BenchStep | None = None
     installer_script: InstallerScriptStep | None = None
+    evaluate: EvaluateStep | None = None
 
     @property
     def kind(self) -> StepKind:

@@ -1,8 +1,8 @@
 """Measures with one program while nothing else uses the device.
 
-Order: sizes and hashes of what is measured; the lease (other benches are waited for); services in the way paused; idle;
-the server of this measurement, if any; warm-up until its wall time is stable; the run, with a look at the devices every
-second. A run that somebody disturbed is ended, thrown away, said so, and repeated.
+Order: sizes and hashes of what is measured, or a model made up for it; the lease (other benches are waited for);
+services in the way paused; idle; the server of this measurement, if any; warm-up until its wall time is stable; the run,
+with a look at the devices every second. A run that somebody disturbed is ended, thrown away, said so, and repeated.
 
 Result: {"outcome": "measured" | "contaminated", "cause": of the last void run, "stdout", "stderr", "files": {"result",
 "progress"}, "started_unix_ms", "finished_unix_ms", "samples": [looks, see measuring/watch.py], "marks": [[seconds since
@@ -29,6 +29,8 @@ from fleet_agent.jobs.store import now_unix_ms
 from fleet_agent.leases.store import Lease, LeaseStore
 from fleet_agent.measuring.artifacts import measured_artifacts
 from fleet_agent.measuring.corpus import served_corpus
+from fleet_agent.measuring.generated_model import check as check_generated
+from fleet_agent.measuring.generated_model import generated_model
 from fleet_agent.measuring.idle import wait_until_idle
 from fleet_agent.measuring.server import bench_server, port_owner
 from fleet_agent.measuring.services import busy_with, in_the_way, service_records, wait_until_paused
@@ -42,7 +44,7 @@ STDERR_LINES = 4000
 MOST_REPEATS = 10
 LEASE_POLL_SECONDS = 0.5
 DEFAULT_WARMUP_TOLERANCE = 0.1
-PLACEHOLDER = re.compile(r"\{(port|base_url|book_url|result_file|progress_file)\}")
+PLACEHOLDER = re.compile(r"\{(port|base_url|book_url|result_file|progress_file|model_file)\}")
 _COUNT = re.compile(r"(\d+)/(\d+)")
 
 
@@ -60,6 +62,8 @@ def check(step: BenchStep) -> None:
         raise SpecProblem("artifact_paths are absolute paths on the host")
     if step.server is not None and not step.server.readiness_path.startswith("/"):
         raise SpecProblem("the server of a bench needs a readiness path")
+    if step.generated is not None:
+        check_generated(step.generated)
     if not 0 <= step.repeats <= MOST_REPEATS:
         raise SpecProblem(f"a void run is repeated {MOST_REPEATS} times at most")
     watch = step.watch
@@ -75,13 +79,19 @@ def _check_tool(tool: ToolRef) -> None:
 
 async def run(step: BenchStep, context: StepContext) -> dict[str, Any]:
     artifacts = await context.in_thread(measured_artifacts, step.artifact_paths, context)
-    async with _lease(step, context) as lease:
-        result = await _Measurement(step, context).run()
+    async with contextlib.AsyncExitStack() as stack:
+        values: dict[str, str] = {}
+        if step.generated is not None:
+            path = await stack.enter_async_context(generated_model(step.generated, context))
+            values["model_file"] = str(path)
+            artifacts.append({"path": path.name, "size_bytes": path.stat().st_size, "sha256": ""})
+        lease = await stack.enter_async_context(device_lease(step, context))
+        result = await _Measurement(step, context, values).run()
     return {**result, "artifacts": artifacts, "paused_services": list(lease.paused_services)}
 
 
 @contextlib.asynccontextmanager
-async def _lease(step: BenchStep, context: StepContext) -> AsyncIterator[Lease]:
+async def device_lease(step: BenchStep, context: StepContext) -> AsyncIterator[Lease]:
     """The device is ours inside the block; whoever kills us ends that, since a lease lives with its holder."""
     store = LeaseStore.of(context.layout)
     holder = identity_of(os.getpid())
@@ -126,10 +136,10 @@ class _Run:
 class _Measurement:
     """What happens under the lease."""
 
-    def __init__(self, step: BenchStep, context: StepContext) -> None:
+    def __init__(self, step: BenchStep, context: StepContext, values: Mapping[str, str]) -> None:
         self._step = step
         self._context = context
-        self._values: dict[str, str] = {}
+        self._values = dict(values)
         self._void: list[dict[str, Any]] = []
         self._waited = 0.0
         self._warmups: list[float] = []

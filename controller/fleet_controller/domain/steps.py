@@ -144,6 +144,17 @@ class BenchServer(Frozen):
     start_limit_seconds: float = 300.0
 
 
+class GeneratedModel(Frozen):
+    layers: int
+    hidden_size: int
+    feed_forward_size: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    vocabulary_size: int
+    quantization: str
+
+
 class BenchStep(Frozen):
     tool: ToolRef
     arguments: tuple[str, ...] = ()
@@ -161,6 +172,34 @@ class BenchStep(Frozen):
     repeats: int = 3
     service_is_idle: bool = False
     secret_environment: tuple[SecretVariable, ...] = ()
+    generated: GeneratedModel | None = None
+
+
+class EvaluateFile(Frozen):
+    """`content_gzip` is base64, as in protobuf's JSON."""
+
+    name: str
+    content_gzip: str = ""
+
+
+class EvaluateStep(Frozen):
+    state_key: str
+    program: str = ""
+    tool: ToolRef = ToolRef()
+    arguments: tuple[str, ...] = ()
+    files: tuple[EvaluateFile, ...] = ()
+    environment: tuple[EnvironmentVariable, ...] = ()
+    secret_environment: tuple[SecretVariable, ...] = ()
+    server: BenchServer | None = None
+    takes_devices: bool = False
+    gpu_indices: tuple[int, ...] = ()
+    pause_services: bool = False
+    artifact_paths: tuple[str, ...] = ()
+    required_text: str = ""
+    repeats: int = 0
+    produces: str = ""
+    removes: tuple[str, ...] = ()
+    stall_seconds: float = 0.0
 
 
 class Step(Frozen):
@@ -179,6 +218,7 @@ class Step(Frozen):
     chat_probe: ChatProbeStep | None = None
     bench: BenchStep | None = None
     installer_script: InstallerScriptStep | None = None
+    evaluate: EvaluateStep | None = None
 
 
 class JobSpec(Frozen):

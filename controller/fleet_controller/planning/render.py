@@ -143,6 +143,12 @@ def _bench(facts: HostFacts, step: BenchStep) -> Iterator[PlannedCommand]:
         argv = (tool_path(facts, step.server.tool), *step.server.arguments)
         text = "a server for this measurement only, ended after it"
         yield PlannedCommand(purpose="serve", argv=argv, environment=step.server.environment, description=text)
+    if step.generated is not None:
+        made = step.generated
+        text = (
+            f"{made.layers} layers of width {made.hidden_size} in {made.quantization}, random weights; removed after it"
+        )
+        yield PlannedCommand(purpose="make a model", description=text)
     program = tool_path(facts, step.tool)
     if step.warmup_arguments:
         text = f"until two runs take the same time, {step.warmup_limit} at most"

@@ -89,6 +89,7 @@ class Step(_message.Message):
     CHAT_PROBE_FIELD_NUMBER: _builtins.int
     BENCH_FIELD_NUMBER: _builtins.int
     INSTALLER_SCRIPT_FIELD_NUMBER: _builtins.int
+    EVALUATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """shown to the user"""
     @_builtins.property
@@ -115,6 +116,8 @@ class Step(_message.Message):
     def bench(self) -> Global___BenchStep: ...
     @_builtins.property
     def installer_script(self) -> Global___InstallerScriptStep: ...
+    @_builtins.property
+    def evaluate(self) -> Global___EvaluateStep: ...
     def __init__(
         self,
         *,
@@ -131,12 +134,13 @@ class Step(_message.Message):
         chat_probe: Global___ChatProbeStep | None = ...,
         bench: Global___BenchStep | None = ...,
         installer_script: Global___InstallerScriptStep | None = ...,
+        evaluate: Global___EvaluateStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench", "installer_script"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench", "installer_script", "evaluate"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -779,6 +783,132 @@ class BenchServer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BenchServer: _TypeAlias = BenchServer  # noqa: Y015
+
+@_typing.final
+class EvaluateStep(_message.Message):
+    """Finds out how good a model is: runs one program in a folder that outlives the job, so that what was finished is never
+    done again. In arguments "{folder}" is that folder, "{base_url}" the server of this step, and "{part}" the name that
+    what it produces has until it is whole.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_KEY_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    SECRET_ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    TAKES_DEVICES_FIELD_NUMBER: _builtins.int
+    GPU_INDICES_FIELD_NUMBER: _builtins.int
+    PAUSE_SERVICES_FIELD_NUMBER: _builtins.int
+    ARTIFACT_PATHS_FIELD_NUMBER: _builtins.int
+    REQUIRED_TEXT_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
+    PRODUCES_FIELD_NUMBER: _builtins.int
+    REMOVES_FIELD_NUMBER: _builtins.int
+    STALL_SECONDS_FIELD_NUMBER: _builtins.int
+    state_key: _builtins.str
+    """the folder <machine>/evaluations/<key>: a later job of this key goes on there"""
+    program: _builtins.str
+    """"ask" or "lm_eval", which are the agent's own; empty = the tool itself"""
+    takes_devices: _builtins.bool
+    """under a lease, as a bench; other benches are waited for"""
+    pause_services: _builtins.bool
+    """services of ours on the devices are stopped and come back; else they are "busy" """
+    required_text: _builtins.str
+    """a run that does not print it was none, whatever its exit code"""
+    repeats: _builtins.int
+    """of such a run, at most"""
+    produces: _builtins.str
+    """a file of the folder: where it is there, nothing runs"""
+    stall_seconds: _builtins.float
+    """no output for that long = stalled; 0 = no stall timer"""
+    @_builtins.property
+    def tool(self) -> Global___ToolRef:
+        """the tool, or the interpreter that runs the program; empty = the agent's own"""
+
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluateFile]:
+        """written into the folder first"""
+
+    @_builtins.property
+    def environment(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.EnvironmentVariable]:
+        """allowlisted keys only"""
+
+    @_builtins.property
+    def secret_environment(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretVariable]: ...
+    @_builtins.property
+    def server(self) -> Global___BenchServer:
+        """absent: a server that runs already is asked, or none"""
+
+    @_builtins.property
+    def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """devices of the lease; empty = the whole host"""
+
+    @_builtins.property
+    def artifact_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """files or folders whose size and sha256 come back"""
+
+    @_builtins.property
+    def removes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """files of the folder that nobody needs after this step"""
+
+    def __init__(
+        self,
+        *,
+        state_key: _builtins.str = ...,
+        program: _builtins.str = ...,
+        tool: Global___ToolRef | None = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        files: _abc.Iterable[Global___EvaluateFile] | None = ...,
+        environment: _abc.Iterable[_common_pb2.EnvironmentVariable] | None = ...,
+        secret_environment: _abc.Iterable[Global___SecretVariable] | None = ...,
+        server: Global___BenchServer | None = ...,
+        takes_devices: _builtins.bool = ...,
+        gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
+        pause_services: _builtins.bool = ...,
+        artifact_paths: _abc.Iterable[_builtins.str] | None = ...,
+        required_text: _builtins.str = ...,
+        repeats: _builtins.int = ...,
+        produces: _builtins.str = ...,
+        removes: _abc.Iterable[_builtins.str] | None = ...,
+        stall_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server", "tool", b"tool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "artifact_paths", b"artifact_paths", "environment", b"environment", "files", b"files", "gpu_indices", b"gpu_indices", "pause_services", b"pause_services", "produces", b"produces", "program", b"program", "removes", b"removes", "repeats", b"repeats", "required_text", b"required_text", "secret_environment", b"secret_environment", "server", b"server", "stall_seconds", b"stall_seconds", "state_key", b"state_key", "takes_devices", b"takes_devices", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateStep: _TypeAlias = EvaluateStep  # noqa: Y015
+
+@_typing.final
+class EvaluateFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CONTENT_GZIP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """a plain name"""
+    content_gzip: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        content_gzip: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_gzip", b"content_gzip", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluateFile: _TypeAlias = EvaluateFile  # noqa: Y015
 
 @_typing.final
 class HealthProbeStep(_message.Message):
