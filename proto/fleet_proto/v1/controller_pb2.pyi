@@ -2207,3 +2207,317 @@ class ShutdownControllerReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownControllerReply: _TypeAlias = ShutdownControllerReply  # noqa: Y015
+
+@_typing.final
+class EvalRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    SUBJECTS_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    DATASET_FIELD_NUMBER: _builtins.int
+    DEPLOY_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    ENGINE_PATH_FIELD_NUMBER: _builtins.int
+    OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
+    CORPUS_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    PAUSE_SERVICES_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """as for a deploy, or the name of a running service"""
+    pattern: _builtins.str
+    protocol: _builtins.str
+    """"lm-eval" or "tiger"; empty = lm-eval"""
+    perplexity: _builtins.bool
+    """perplexity and KL divergence instead of questions"""
+    quantization: _builtins.str
+    """with commas; empty = of the running service, with perplexity all"""
+    questions: _builtins.int
+    """0 = the default; stratified by subject"""
+    all: _builtins.bool
+    """every question"""
+    workers: _builtins.int
+    """questions at once; 0 = as many as the server has slots"""
+    max_tokens: _builtins.int
+    """of an answer; 0 = the protocol's own"""
+    seed: _builtins.int
+    """which questions are taken"""
+    dataset: _builtins.str
+    """a folder here with test and validation as JSON or JSON lines; empty = the hub's"""
+    deploy: _builtins.bool
+    """where no service is ready, a server for this evaluation only"""
+    backend: _builtins.str
+    repository: _builtins.str
+    backend_version: _builtins.str
+    engine_path: _builtins.str
+    offline_folder: _builtins.str
+    corpus: _builtins.str
+    """a text file here, for perplexity; empty = wikitext-2 from the hub"""
+    chunks: _builtins.int
+    """of the corpus; 0 = the default"""
+    context: _builtins.int
+    """tokens of a chunk, or of a server made for this; 0 = the default"""
+    pause_services: _builtins.bool
+    again: _builtins.bool
+    """also what is measured already"""
+    base: _builtins.str
+    """quantization that others are compared with; empty = the highest"""
+    @_builtins.property
+    def subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty = all"""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        perplexity: _builtins.bool = ...,
+        quantization: _builtins.str = ...,
+        subjects: _abc.Iterable[_builtins.str] | None = ...,
+        questions: _builtins.int = ...,
+        all: _builtins.bool = ...,
+        workers: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        dataset: _builtins.str = ...,
+        deploy: _builtins.bool = ...,
+        backend: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        engine_path: _builtins.str = ...,
+        offline_folder: _builtins.str = ...,
+        corpus: _builtins.str = ...,
+        chunks: _builtins.int = ...,
+        context: _builtins.int = ...,
+        pause_services: _builtins.bool = ...,
+        again: _builtins.bool = ...,
+        base: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "all", b"all", "backend", b"backend", "backend_version", b"backend_version", "base", b"base", "chunks", b"chunks", "context", b"context", "corpus", b"corpus", "dataset", b"dataset", "deploy", b"deploy", "engine_path", b"engine_path", "max_tokens", b"max_tokens", "model", b"model", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "perplexity", b"perplexity", "protocol", b"protocol", "quantization", b"quantization", "questions", b"questions", "repository", b"repository", "seed", b"seed", "subjects", b"subjects", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvalRequest: _TypeAlias = EvalRequest  # noqa: Y015
+
+@_typing.final
+class EvalPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvalCell]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        cells: _abc.Iterable[Global___EvalCell] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "notes", b"notes", "plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvalPlan: _TypeAlias = EvalPlan  # noqa: Y015
+
+@_typing.final
+class EvalCell(_message.Message):
+    """One host x model x quantization, and what is asked of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_ID_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    BACKEND_VERSION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_SECONDS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_BASIS_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    INSTALL_NEEDED_FIELD_NUMBER: _builtins.int
+    PAUSED_SERVICES_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    cell_id: _builtins.str
+    host: _builtins.str
+    model: _builtins.str
+    quantization: _builtins.str
+    backend: _builtins.str
+    backend_version: _builtins.str
+    metric: _builtins.str
+    """"mmlu_pro", "perplexity" """
+    protocol: _builtins.str
+    """"tiger 1" """
+    server: _builtins.str
+    """the service that is asked, or "for this evaluation only" """
+    action: Global___CellAction.ValueType
+    reason: _builtins.str
+    questions: _builtins.int
+    """0 = not known before the data set is here"""
+    workers: _builtins.int
+    estimated_seconds: _builtins.float
+    estimate_basis: _builtins.str
+    download_bytes: _builtins.int
+    disk_bytes: _builtins.int
+    install_needed: _builtins.bool
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    @_builtins.property
+    def paused_services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedCommand]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        cell_id: _builtins.str = ...,
+        host: _builtins.str = ...,
+        model: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        backend_version: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        server: _builtins.str = ...,
+        action: Global___CellAction.ValueType = ...,
+        reason: _builtins.str = ...,
+        problem: _common_pb2.Problem | None = ...,
+        questions: _builtins.int = ...,
+        workers: _builtins.int = ...,
+        estimated_seconds: _builtins.float = ...,
+        estimate_basis: _builtins.str = ...,
+        download_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        install_needed: _builtins.bool = ...,
+        paused_services: _abc.Iterable[_builtins.str] | None = ...,
+        commands: _abc.Iterable[Global___PlannedCommand] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "cell_id", b"cell_id", "commands", b"commands", "disk_bytes", b"disk_bytes", "download_bytes", b"download_bytes", "estimate_basis", b"estimate_basis", "estimated_seconds", b"estimated_seconds", "host", b"host", "install_needed", b"install_needed", "metric", b"metric", "model", b"model", "paused_services", b"paused_services", "problem", b"problem", "protocol", b"protocol", "quantization", b"quantization", "questions", b"questions", "reason", b"reason", "server", b"server", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___EvalCell: _TypeAlias = EvalCell  # noqa: Y015
+
+@_typing.final
+class RunEvalRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEvalRequest: _TypeAlias = RunEvalRequest  # noqa: Y015
+
+@_typing.final
+class ListQualityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """empty = all"""
+    metric: _builtins.str
+    """empty = all"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        metric: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQualityRequest: _TypeAlias = ListQualityRequest  # noqa: Y015
+
+@_typing.final
+class ListQualityReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredArtifact]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ScoredArtifact] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQualityReply: _TypeAlias = ListQualityReply  # noqa: Y015
+
+@_typing.final
+class ScoredArtifact(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    json: _builtins.str
+    """a QualityRow"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "json", b"json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoredArtifact: _TypeAlias = ScoredArtifact  # noqa: Y015

@@ -127,6 +127,21 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.FromString,
                 _registered_method=True)
+        self.PlanEval = channel.unary_unary(
+                '/fleet.v1.Controller/PlanEval',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.EvalRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.EvalPlan.FromString,
+                _registered_method=True)
+        self.Eval = channel.unary_stream(
+                '/fleet.v1.Controller/Eval',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.RunEvalRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
+        self.ListQuality = channel.unary_unary(
+                '/fleet.v1.Controller/ListQuality',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Controller/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ShutdownControllerRequest.SerializeToString,
@@ -255,6 +270,26 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanEval(self, request, context):
+        """gathers facts, changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Eval(self, request, context):
+        """runs a plan's cells; how each ended arrives as HostEvent.json
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuality(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -353,6 +388,21 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.ImportResults,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.SerializeToString,
+            ),
+            'PlanEval': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanEval,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.EvalRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.EvalPlan.SerializeToString,
+            ),
+            'Eval': grpc.unary_stream_rpc_method_handler(
+                    servicer.Eval,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.RunEvalRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'ListQuality': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuality,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -848,6 +898,87 @@ class Controller:
             '/fleet.v1.Controller/ImportResults',
             fleet__proto_dot_v1_dot_controller__pb2.ImportResultsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.ImportResultsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanEval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/PlanEval',
+            fleet__proto_dot_v1_dot_controller__pb2.EvalRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.EvalPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Eval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/Eval',
+            fleet__proto_dot_v1_dot_controller__pb2.RunEvalRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuality(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/ListQuality',
+            fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,11 @@ class ControllerStub:
     GetResult: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetResultRequest, _controller_pb2.ResultDetails]
     ImportResults: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ImportResultsRequest, _controller_pb2.ImportResultsReply]
     """all files, or none of them"""
+    PlanEval: _grpc.UnaryUnaryMultiCallable[_controller_pb2.EvalRequest, _controller_pb2.EvalPlan]
+    """gathers facts, changes nothing"""
+    Eval: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunEvalRequest, _controller_pb2.HostEvent]
+    """runs a plan's cells; how each ended arrives as HostEvent.json"""
+    ListQuality: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListQualityRequest, _controller_pb2.ListQualityReply]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]
 
 @_typing.type_check_only
@@ -97,6 +102,11 @@ class ControllerAsyncStub(ControllerStub):
     GetResult: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetResultRequest, _controller_pb2.ResultDetails]  # type: ignore[assignment]
     ImportResults: _aio.UnaryUnaryMultiCallable[_controller_pb2.ImportResultsRequest, _controller_pb2.ImportResultsReply]  # type: ignore[assignment]
     """all files, or none of them"""
+    PlanEval: _aio.UnaryUnaryMultiCallable[_controller_pb2.EvalRequest, _controller_pb2.EvalPlan]  # type: ignore[assignment]
+    """gathers facts, changes nothing"""
+    Eval: _aio.UnaryStreamMultiCallable[_controller_pb2.RunEvalRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    """runs a plan's cells; how each ended arrives as HostEvent.json"""
+    ListQuality: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListQualityRequest, _controller_pb2.ListQualityReply]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]  # type: ignore[assignment]
 
 class ControllerServicer(metaclass=_abc_1.ABCMeta):
@@ -237,6 +247,29 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ImportResultsReply, _abc.Awaitable[_controller_pb2.ImportResultsReply]]:
         """all files, or none of them"""
+
+    @_abc_1.abstractmethod
+    def PlanEval(
+        self,
+        request: _controller_pb2.EvalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.EvalPlan, _abc.Awaitable[_controller_pb2.EvalPlan]]:
+        """gathers facts, changes nothing"""
+
+    @_abc_1.abstractmethod
+    def Eval(
+        self,
+        request: _controller_pb2.RunEvalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
+        """runs a plan's cells; how each ended arrives as HostEvent.json"""
+
+    @_abc_1.abstractmethod
+    def ListQuality(
+        self,
+        request: _controller_pb2.ListQualityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ListQualityReply, _abc.Awaitable[_controller_pb2.ListQualityReply]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(
