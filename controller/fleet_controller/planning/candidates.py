@@ -1,4 +1,7 @@
-"""Which backend, quantization and context, where the user left them open. Pure: measured results come in later."""
+"""Which backends and quantizations a host can have, with their fit, and fleet's own order among them. Pure.
+
+That order is what is taken where nothing is known of speeds; planning/considering.py puts what is known into it.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -30,7 +33,10 @@ APPLE_ON_REQUEST = (*ON_REQUEST[:3], ("lm-studio", MLX), ("lm-studio", "gguf"))
 
 
 class Choice(Frozen):
-    """One backend, artifact and context for one host, and how it fits. `full_context` is what would fit entirely."""
+    """One backend, artifact and context for one host, and how it fits. `fully_fitting_context` would fit entirely.
+
+    `because` says why it was taken, where figures had a say.
+    """
 
     backend: str
     artifact: ModelArtifact
@@ -38,6 +44,7 @@ class Choice(Frozen):
     fit: Fit
     longest_context: int
     fully_fitting_context: int | None = None
+    because: str = ""
 
 
 def backend_named(name: str, backends: Mapping[str, Backend] = BACKENDS) -> Backend:
@@ -63,17 +70,33 @@ def usable(
     wanted = backend_named(request.backend).name if request.backend else ""
     apple = facts.apple is not None
     preference, on_request = (APPLE_PREFERENCE, APPLE_ON_REQUEST) if apple else (PREFERENCE, ON_REQUEST)
-    groups: list[tuple[Backend, list[ModelArtifact]]] = []
-    reasons: list[str] = []
-    refusals: list[OptionRefusedError] = []
     known = (*preference, *(on_request if wanted else ()))
-    for name, artifact_format in (*known, *_by_its_formats(wanted, known)):
+    groups, reasons, refusals = _groups(facts, request, resolved, (*known, *_by_its_formats(wanted, known)))
+    if facts.apple is None:
+        # Elsewhere MLX computes on the CPU: it is no fallback for a model that is too large for the GPU.
+        groups = [group for group in groups if group[0] is groups[0][0]]
+    if not groups and refusals:
+        raise PlanProblem("option-refused", refusals[0].message, refusals[0].remedy, refused=True)
+    if not groups:
+        raise _nothing_usable(request, resolved, wanted, reasons.values())
+    return groups
+
+
+def _groups(
+    facts: HostFacts, request: DeployRequest, resolved: ResolvedModel, known: Iterable[tuple[str, str]]
+) -> tuple[list[tuple[Backend, list[ModelArtifact]]], dict[str, str], list[OptionRefusedError]]:
+    """Groups as `usable` says, why backends are of no use here, and which options they refused."""
+    wanted = backend_named(request.backend).name if request.backend else ""
+    groups: list[tuple[Backend, list[ModelArtifact]]] = []
+    reasons: dict[str, str] = {}
+    refusals: list[OptionRefusedError] = []
+    for name, artifact_format in known:
         backend = backend_as_asked(name, request, resolved)
         if wanted and name != wanted:
             continue
         reason = backend.unsupported_reason(facts)
         if reason:
-            reasons.append(reason)
+            reasons[name] = reason
             continue
         try:
             check_engine_options(name, backend, engine_options(request))
@@ -87,14 +110,48 @@ def usable(
             continue
         if artifacts:
             groups.append((backend, sorted(artifacts, key=lambda item: -(item.weights_bytes or 0))))
-    if facts.apple is None:
-        # Elsewhere MLX computes on the CPU: it is no fallback for a model that is too large for the GPU.
-        groups = [group for group in groups if group[0] is groups[0][0]]
-    if not groups and refusals:
-        raise PlanProblem("option-refused", refusals[0].message, refusals[0].remedy, refused=True)
-    if not groups:
-        raise _nothing_usable(request, resolved, wanted, reasons)
-    return groups
+    return groups, reasons, refusals
+
+
+def every_candidate(
+    facts: HostFacts,
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    pools: Mapping[str, MemoryPool],
+    reserve_bytes: int | None = None,
+) -> tuple[tuple[Choice, ...], Mapping[str, str]]:
+    """Each backend with each artifact that it can serve on the host, at the context that it would be served with, in
+    fleet's own order; and why the other backends are of no use here, by their names.
+
+    Backends that are taken on request only are among them: `on_request_only` tells.
+    """
+    apple = facts.apple is not None
+    first, later = (APPLE_PREFERENCE, APPLE_ON_REQUEST) if apple else (PREFERENCE, ON_REQUEST)
+    known = tuple(dict.fromkeys((*first, *later)))
+    wanted = backend_named(request.backend).name if request.backend else ""
+    groups, reasons, _ = _groups(facts, request, resolved, (*known, *_by_its_formats(wanted, known)))
+    found: list[Choice] = []
+    for backend, artifacts in groups:
+        pool = pools[backend.name]
+        judged = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
+        for artifact in artifacts:
+            mine = [choice for choice in judged if choice.artifact is artifact]
+            found.append(_at_its_best(backend, pool, mine))
+    return tuple(found), reasons
+
+
+def on_request_only(backend: str, facts: HostFacts) -> bool:
+    """Whether a host gets this backend only where its user asks for it by name."""
+    known = APPLE_PREFERENCE if facts.apple is not None else PREFERENCE
+    computes_here = backend != "mlx-lm" or facts.apple is not None  # elsewhere MLX computes on the CPU
+    return not computes_here or backend not in [name for name, _ in known]
+
+
+def _at_its_best(backend: Backend, pool: MemoryPool, judged: list[Choice]) -> Choice:
+    fitting = next((choice for choice in judged if choice.fit.verdict is FitVerdict.FITS), None)
+    if fitting is not None and (fitting.context_tokens == fitting.longest_context or not _spills(backend, pool)):
+        return fitting
+    return _second_best(judged)
 
 
 def _by_its_formats(wanted: str, known: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
