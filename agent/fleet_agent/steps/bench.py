@@ -1,8 +1,9 @@
 """Measures with one program while nothing else uses the device.
 
 Order: sizes and hashes of what is measured, or a model made up for it; the lease (other benches are waited for);
-services in the way paused; idle; the server of this measurement, if any; warm-up until its wall time is stable; the run,
-with a look at the devices every second. A run that somebody disturbed is ended, thrown away, said so, and repeated.
+services in the way paused; idle; the server of this measurement, if any; warm-up until its wall time is stable; the
+run, with a look at the devices every second. A run that somebody disturbed is ended, thrown away, said so, and
+repeated.
 
 Result: {"outcome": "measured" | "contaminated", "cause": of the last void run, "stdout", "stderr", "files": {"result",
 "progress"}, "started_unix_ms", "finished_unix_ms", "samples": [looks, see measuring/watch.py], "marks": [[seconds since
