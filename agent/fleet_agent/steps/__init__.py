@@ -31,6 +31,7 @@ MODULES: dict[type[Any], str] = {
     model.ChatProbeStep: "chat_probe",
     model.BenchStep: "bench",
     model.InstallerScriptStep: "installer_script",
+    model.EvaluateStep: "evaluate",
 }
 
 

@@ -28,6 +28,7 @@ STAGES = {
     "health_probe": "probe",
     "chat_probe": "smoke",
     "bench": "bench",
+    "evaluate": "evaluate",
 }
 
 
