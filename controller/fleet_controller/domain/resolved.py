@@ -3,6 +3,7 @@
 from fleet_controller.domain.base import EnvironmentVariable, Frozen
 from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
+from fleet_controller.domain.weights import WeightParts
 
 GGUF = "gguf"
 MLX = "mlx"
@@ -17,7 +18,7 @@ class ModelArtifact(Frozen):
     folder; hub fields are empty then.
     `weights_bytes` is None where nobody has seen the file yet. `projector` is the multimodal projector that goes with
     it (a local one by its absolute path), `sees` whether it is used: see `seeing`. `local_parts` are all files of a
-    split local model, in order.
+    split local model, in order. `parts` is what the header says of the weights, without the projector; None = unread.
     """
 
     format: str
@@ -33,6 +34,7 @@ class ModelArtifact(Frozen):
     projector: ArtifactFile | None = None
     sees: bool = False
     local_parts: tuple[str, ...] = ()
+    parts: WeightParts | None = None
 
     def seeing(self, wanted: bool) -> "ModelArtifact":
         """The artifact with its projector among the files, or without; ValueError where it is wanted and not there."""

@@ -13,7 +13,10 @@ class ModelShape(Frozen):
 
     A model has `kv_layers` layers whose cache grows with the context, `window_layers` whose cache stops at
     `window_tokens`, and `recurrent_layers` (linear attention, SSM) with a state of fixed size per sequence.
-    With multi-head latent attention (MLA) a layer keeps `mla_latent_length` values a token instead of keys and values.
+    With multi-head latent attention (MLA) a layer keeps `mla_latent_length` values a token instead of keys and values;
+    `mla_head_length` is what a head has once they are unpacked. `recurrent_values_per_layer` is the state proper,
+    `convolution_values_per_layer` the short convolution's that goes with it. `gated_queries`: a gate is computed beside
+    the queries, of the same size. Widths are what a layer's intermediate results come from; 0 = not known.
     """
 
     architecture: str = ""
@@ -29,6 +32,16 @@ class ModelShape(Frozen):
     recurrent_values_per_layer: int = 0
     context_length: int | None = None
     query_heads: int = 0
+    convolution_values_per_layer: int = 0
+    convolution_channels: int = 0
+    mla_head_length: int = 0
+    gated_queries: bool = False
+    width: int = 0
+    feed_forward: int = 0
+    vocabulary: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    expert_feed_forward: int = 0
 
     def tensor_parallel_size(self, devices: int) -> int:
         """On how many of so many GPUs a tensor-parallel server can run: heads are dealt out whole.
@@ -62,7 +75,8 @@ class ModelShape(Frozen):
 
     def recurrent_bytes_per_sequence(self) -> int:
         """f32 bytes of recurrent state that one sequence (slot) holds, whatever its length."""
-        return self.recurrent_layers * self.recurrent_values_per_layer * F32_BYTES
+        values = self.recurrent_values_per_layer + self.convolution_values_per_layer
+        return self.recurrent_layers * values * F32_BYTES
 
     def kv_arithmetic(self, bytes_per_value: float = F16_BYTES) -> str:
         """How kv_bytes_per_token comes about: "16 layers x 4 heads x (256 + 256) x 2 B"."""

@@ -4,15 +4,18 @@ A header ends before the tensors' data; with a large vocabulary it is some 10 MB
 piece and parsed again until it is whole.
 """
 
+import math
 import re
 import struct
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from fleet_controller.domain.shape import ModelShape
+from fleet_controller.domain.weights import WeightParts
 from fleet_controller.hub.errors import GgufError, HubUnreachableError, RepositoryGatedError
 
 MAGIC = b"GGUF"
@@ -37,15 +40,39 @@ Value = int | float | bool | str | list[int | float | bool | str] | None
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: its dimensions, the innermost first, and its bytes, None with a type we do not know."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
 class GgufHeader:
-    """What a header says. Long arrays (vocabularies) are None. `tensor_bytes` is None with a type we do not know."""
+    """What a header says. Long arrays (vocabularies) are None, but `array_lengths` has how long they are.
+
+    `tensor_bytes` is None with a type we do not know.
+    """
 
     version: int
     values: dict[str, Value]
-    tensor_count: int
-    parameters: int
-    tensor_bytes: int | None
+    tensors: tuple[GgufTensor, ...]
+    array_lengths: dict[str, int]
     header_bytes: int
+
+    @property
+    def tensor_count(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(tensor.dimensions) for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int | None:
+        sizes = [tensor.size_bytes for tensor in self.tensors]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
     @property
     def architecture(self) -> str:
@@ -68,6 +95,7 @@ class _NeedMoreError(Exception):
 class _Reader:
     data: bytes
     position: int = 0
+    last_array_length: int = 0
     _formats: dict[str, struct.Struct] = field(default_factory=dict)
 
     def take(self, size: int) -> bytes:
@@ -103,6 +131,7 @@ class _Reader:
 
     def _array(self) -> Value:
         kind, count = int(self.scalar("I")), self.count()
+        self.last_array_length = count
         if kind in _SCALARS and count > _ARRAY_KEPT:
             self.take(struct.calcsize("<" + _SCALARS[kind]) * count)
             return None
@@ -135,30 +164,26 @@ def _parse(reader: _Reader) -> GgufHeader:
     if max(tensor_count, value_count) > _LARGEST_COUNT:
         raise GgufError("not a GGUF file: its header has impossible counts", "fetch the file again")
     values: dict[str, Value] = {}
+    lengths: dict[str, int] = {}
     for _ in range(value_count):
         key = reader.string()
-        values[key] = reader.value(int(reader.scalar("I")))
-    parameters, tensor_bytes = _tensors(reader, tensor_count)
-    return GgufHeader(version, values, tensor_count, parameters, tensor_bytes, reader.position)
-
-
-def _tensors(reader: _Reader, count: int) -> tuple[int, int | None]:
-    parameters, total = 0, 0
-    known = True
-    for _ in range(count):
-        reader.string()
-        elements = 1
-        for _ in range(int(reader.scalar("I"))):
-            elements *= reader.count()
         kind = int(reader.scalar("I"))
-        reader.take(8)  # the offset of its data
-        parameters += elements
-        if kind in _BLOCKS:
-            values, size = _BLOCKS[kind]
-            total += elements // values * size
-        else:
-            known = False
-    return parameters, total if known else None
+        values[key] = reader.value(kind)
+        if kind == _ARRAY:
+            lengths[key] = reader.last_array_length
+    tensors = tuple(_tensor(reader) for _ in range(tensor_count))
+    return GgufHeader(version, values, tensors, lengths, reader.position)
+
+
+def _tensor(reader: _Reader) -> GgufTensor:
+    name = reader.string()
+    dimensions = tuple(reader.count() for _ in range(int(reader.scalar("I"))))
+    kind = int(reader.scalar("I"))
+    reader.take(8)  # the offset of its data
+    if kind not in _BLOCKS:
+        return GgufTensor(name, dimensions, None)
+    values, size = _BLOCKS[kind]
+    return GgufTensor(name, dimensions, math.prod(dimensions) // values * size)
 
 
 def read_file(path: Path) -> GgufHeader:
@@ -233,6 +258,28 @@ def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: 
         raise HubUnreachableError(f"{url} cannot be read: {error}", "check the network, or set HF_ENDPOINT") from error
 
 
+def parts_of(headers: Iterable[GgufHeader]) -> WeightParts | None:
+    """The bytes of a model's tensors by their place; of a split model from all its headers. None: of unknown type."""
+    sizes = {tensor.name: tensor.size_bytes for header in headers for tensor in header.tensors}
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if not known or len(known) < len(sizes):
+        return None
+    numbers = {name: int(found[1]) for name in known if (found := re.match(r"blk\.(\d+)\.", name))}
+    nextn = {number for name, number in numbers.items() if ".nextn." in name}
+    blocks = [number for number in sorted(set(numbers.values())) if number not in nextn]
+    in_block = [sum(known[name] for name, number in numbers.items() if number == block) for block in blocks]
+    embedding, output = known.get("token_embd.weight", 0), known.get("output.weight", 0)
+    in_nextn = sum(known[name] for name, number in numbers.items() if number in nextn)
+    return WeightParts(
+        embedding_bytes=embedding,
+        output_bytes=output,
+        block_bytes=tuple(in_block),
+        expert_bytes=sum(known[name] for name, number in numbers.items() if "_exps." in name and number not in nextn),
+        nextn_bytes=in_nextn,
+        other_bytes=sum(known.values()) - embedding - output - sum(in_block) - in_nextn,
+    )
+
+
 def shape_of(header: GgufHeader) -> ModelShape | None:
     """What memory depends on, from `<architecture>.*` keys; None where the header does not say enough.
 
@@ -247,20 +294,47 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
     latent = header.integer("attention.kv_lora_rank")
     kv_layers = _attention_layers(header, layers)
     window_layers, window_tokens = _window(header, kv_layers)
+    inner, state = header.integer("ssm.inner_size"), header.integer("ssm.state_size")
+    channels = inner + 2 * header.integer("ssm.group_count") * state
+    key_length = header.integer("attention.key_length", head_length)
     return ModelShape(
         architecture=header.architecture,
         layers=layers,
         kv_layers=kv_layers - window_layers,
+        query_heads=heads,
         kv_heads=header.integer("attention.head_count_kv", heads),
-        key_length=header.integer("attention.key_length", head_length),
+        key_length=key_length,
         value_length=header.integer("attention.value_length", head_length),
         mla_latent_length=latent + header.integer("rope.dimension_count") if latent else 0,
+        mla_head_length=header.integer("attention.value_length_mla", head_length) if latent else 0,
         window_layers=window_layers,
         window_tokens=window_tokens,
         recurrent_layers=layers - kv_layers,
-        recurrent_values_per_layer=header.integer("ssm.inner_size") * header.integer("ssm.state_size"),
+        recurrent_values_per_layer=inner * state,
+        convolution_values_per_layer=max(header.integer("ssm.conv_kernel") - 1, 0) * channels,
+        convolution_channels=channels,
+        gated_queries=_gated(header, heads * key_length),
+        width=header.integer("embedding_length"),
+        feed_forward=header.integer("feed_forward_length"),
+        vocabulary=_vocabulary(header),
+        experts=header.integer("expert_count"),
+        experts_used=header.integer("expert_used_count"),
+        expert_feed_forward=header.integer("expert_feed_forward_length"),
         context_length=header.integer("context_length") or None,
     )
+
+
+def _gated(header: GgufHeader, query_length: int) -> bool:
+    """Whether a layer computes twice as many queries as its heads take: the second half gates what they give."""
+    rows = (tensor.dimensions[-1] for tensor in header.tensors if re.match(r"blk\.\d+\.attn_q\.weight", tensor.name))
+    return next(rows, 0) == 2 * query_length
+
+
+def _vocabulary(header: GgufHeader) -> int:
+    """From the embedding itself: a header without a vocabulary (tests, benches) has one too."""
+    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    listed = header.array_lengths.get("tokenizer.ggml.tokens", 0)
+    return embedding.dimensions[-1] if embedding is not None else listed
 
 
 def _attention_layers(header: GgufHeader, layers: int) -> int:
