@@ -59,6 +59,8 @@ class _AgentActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentActi
     AGENT_ACTION_UPGRADE: _AgentAction.ValueType  # 2
     AGENT_ACTION_RESTART: _AgentAction.ValueType  # 3
     AGENT_ACTION_REMOVE: _AgentAction.ValueType  # 4
+    AGENT_ACTION_REVOKE: _AgentAction.ValueType  # 5
+    """the host's certificate for transport `tls` counts no more; asks no host"""
 
 class AgentAction(_AgentAction, metaclass=_AgentActionEnumTypeWrapper): ...
 
@@ -67,6 +69,8 @@ AGENT_ACTION_STATUS: AgentAction.ValueType  # 1
 AGENT_ACTION_UPGRADE: AgentAction.ValueType  # 2
 AGENT_ACTION_RESTART: AgentAction.ValueType  # 3
 AGENT_ACTION_REMOVE: AgentAction.ValueType  # 4
+AGENT_ACTION_REVOKE: AgentAction.ValueType  # 5
+"""the host's certificate for transport `tls` counts no more; asks no host"""
 Global___AgentAction: _TypeAlias = AgentAction  # noqa: Y015
 
 class _FitVerdict:
@@ -484,7 +488,7 @@ class UpRequest(_message.Message):
     MANAGER_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
     transport: _builtins.str
-    """"ssh" | "local"; empty = as in hosts.yaml"""
+    """"ssh" | "tls" | "local"; empty = as in hosts.yaml"""
     wheel_folder: _builtins.str
     """wheels fetched for the hosts' platforms; empty = hosts fetch from their index"""
     force: _builtins.bool
@@ -730,6 +734,7 @@ class HostPlan(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     INSTALL_NEEDED_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     action: Global___PlanAction.ValueType
     reason: _builtins.str
@@ -744,6 +749,8 @@ class HostPlan(_message.Message):
     """"VRAM", "unified", "RAM" """
     download_bytes: _builtins.int
     install_needed: _builtins.bool
+    because: _builtins.str
+    """why this backend and quantization, where figures had a say"""
     @_builtins.property
     def fit_lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___FitLine]: ...
     @_builtins.property
@@ -777,10 +784,11 @@ class HostPlan(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         problem: _common_pb2.Problem | None = ...,
         install_needed: _builtins.bool = ...,
+        because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "free_bytes", b"free_bytes", "problem", b"problem", "service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "commands", b"commands", "context_length", b"context_length", "download_bytes", b"download_bytes", "fit", b"fit", "fit_lines", b"fit_lines", "free_bytes", b"free_bytes", "host", b"host", "install_needed", b"install_needed", "memory_kind", b"memory_kind", "port", b"port", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "service", b"service", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "because", b"because", "commands", b"commands", "context_length", b"context_length", "download_bytes", b"download_bytes", "fit", b"fit", "fit_lines", b"fit_lines", "free_bytes", b"free_bytes", "host", b"host", "install_needed", b"install_needed", "memory_kind", b"memory_kind", "port", b"port", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "service", b"service", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
     _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
@@ -2177,6 +2185,560 @@ class ImportedFile(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportedFile: _TypeAlias = ImportedFile  # noqa: Y015
+
+@_typing.final
+class ChooseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    QUALITY_FLOOR_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    context_length: _builtins.int
+    """absent = the model's own, or the longest that fits"""
+    goal: _builtins.str
+    """"decode", "prefill", "latency", "throughput", "energy"; empty = decode"""
+    quality_floor: _builtins.float
+    depth: _builtins.int
+    """tokens in the context where speeds are compared"""
+    repository: _builtins.str
+    """any hub repository, instead of models"""
+    last_known: _builtins.bool
+    """ask no host: the last known facts"""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as for a deploy; several are compared"""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        pattern: _builtins.str = ...,
+        context_length: _builtins.int | None = ...,
+        goal: _builtins.str = ...,
+        quality_floor: _builtins.float | None = ...,
+        depth: _builtins.int = ...,
+        repository: _builtins.str = ...,
+        last_known: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_quality_floor", b"_quality_floor", "context_length", b"context_length", "quality_floor", b"quality_floor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "_quality_floor", b"_quality_floor", "context_length", b"context_length", "depth", b"depth", "goal", b"goal", "last_known", b"last_known", "models", b"models", "pattern", b"pattern", "quality_floor", b"quality_floor", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
+    _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
+    _WhichOneofReturnType__quality_floor: _TypeAlias = _typing.Literal["quality_floor"]  # noqa: Y015
+    _WhichOneofArgType__quality_floor: _TypeAlias = _typing.Literal["_quality_floor", b"_quality_floor"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality_floor) -> _WhichOneofReturnType__quality_floor | None: ...
+
+Global___ChooseRequest: _TypeAlias = ChooseRequest  # noqa: Y015
+
+@_typing.final
+class ChooseReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostChoice]: ...
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[Global___HostChoice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChooseReply: _TypeAlias = ChooseReply  # noqa: Y015
+
+@_typing.final
+class HostChoice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    CHIP_FIELD_NUMBER: _builtins.int
+    DEVICE_COUNT_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    chip: _builtins.str
+    device_count: _builtins.int
+    basis: _builtins.str
+    """"" = facts of now; else whose they are, and why"""
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem:
+        """nothing is known to choose from"""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelChoice]: ...
+    @_builtins.property
+    def comparison(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of several models: which is faster"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        chip: _builtins.str = ...,
+        device_count: _builtins.int = ...,
+        basis: _builtins.str = ...,
+        problem: _common_pb2.Problem | None = ...,
+        models: _abc.Iterable[Global___ModelChoice] | None = ...,
+        comparison: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "basis", b"basis", "chip", b"chip", "comparison", b"comparison", "device_count", b"device_count", "host", b"host", "models", b"models", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___HostChoice: _TypeAlias = HostChoice  # noqa: Y015
+
+@_typing.final
+class ModelChoice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    NEXT_COMMANDS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    summary: _builtins.str
+    """in one line"""
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    @_builtins.property
+    def decision(self) -> Global___Decision: ...
+    @_builtins.property
+    def explanation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """for a person, line by line"""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def next_commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        problem: _common_pb2.Problem | None = ...,
+        decision: Global___Decision | None = ...,
+        explanation: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        next_commands: _abc.Iterable[_builtins.str] | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "decision", b"decision", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "decision", b"decision", "explanation", b"explanation", "model", b"model", "next_commands", b"next_commands", "notes", b"notes", "problem", b"problem", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___ModelChoice: _TypeAlias = ModelChoice  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GOAL_FIELD_NUMBER: _builtins.int
+    RANKED_FIELD_NUMBER: _builtins.int
+    RULED_OUT_FIELD_NUMBER: _builtins.int
+    PARETO_FIELD_NUMBER: _builtins.int
+    PARETO_BY_FIELD_NUMBER: _builtins.int
+    WOULD_CHANGE_FIELD_NUMBER: _builtins.int
+    TO_MEASURE_FIELD_NUMBER: _builtins.int
+    goal: _builtins.str
+    pareto_by: _builtins.str
+    """"bits a weight", or the name of the score"""
+    @_builtins.property
+    def ranked(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankedOption]:
+        """the best first"""
+
+    @_builtins.property
+    def ruled_out(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuledOutOption]: ...
+    @_builtins.property
+    def pareto(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names: nothing beats these in both speed and quality"""
+
+    @_builtins.property
+    def would_change(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def to_measure(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names: measuring these can still change what is first"""
+
+    def __init__(
+        self,
+        *,
+        goal: _builtins.str = ...,
+        ranked: _abc.Iterable[Global___RankedOption] | None = ...,
+        ruled_out: _abc.Iterable[Global___RuledOutOption] | None = ...,
+        pareto: _abc.Iterable[_builtins.str] | None = ...,
+        pareto_by: _builtins.str = ...,
+        would_change: _abc.Iterable[_builtins.str] | None = ...,
+        to_measure: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "pareto", b"pareto", "pareto_by", b"pareto_by", "ranked", b"ranked", "ruled_out", b"ruled_out", "to_measure", b"to_measure", "would_change", b"would_change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class RankedOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    OPTION_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    TIES_WITH_FIRST_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    ties_with_first: _builtins.bool
+    @_builtins.property
+    def option(self) -> Global___ChoiceOption: ...
+    @_builtins.property
+    def standing(self) -> Global___Standing: ...
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        place: _builtins.int = ...,
+        option: Global___ChoiceOption | None = ...,
+        standing: Global___Standing | None = ...,
+        ties_with_first: _builtins.bool = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["option", b"option", "standing", b"standing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["option", b"option", "place", b"place", "reasons", b"reasons", "standing", b"standing", "ties_with_first", b"ties_with_first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankedOption: _TypeAlias = RankedOption  # noqa: Y015
+
+@_typing.final
+class RuledOutOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTION_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """"unusable", "memory", "quality" """
+    text: _builtins.str
+    @_builtins.property
+    def option(self) -> Global___ChoiceOption: ...
+    def __init__(
+        self,
+        *,
+        option: Global___ChoiceOption | None = ...,
+        why: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["option", b"option"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["option", b"option", "text", b"text", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuledOutOption: _TypeAlias = RuledOutOption  # noqa: Y015
+
+@_typing.final
+class ChoiceOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FORMAT_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    ARTIFACT_HASH_FIELD_NUMBER: _builtins.int
+    INSTALLED_FIELD_NUMBER: _builtins.int
+    HELD_BACK_FIELD_NUMBER: _builtins.int
+    EXCLUDED_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    LONGEST_CONTEXT_FIELD_NUMBER: _builtins.int
+    FULLY_FITTING_CONTEXT_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    BITS_PER_WEIGHT_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
+    MARGIN_BYTES_FIELD_NUMBER: _builtins.int
+    OFFLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    FIT_TEXT_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
+    JOULES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    quantization: _builtins.str
+    runtime: _builtins.str
+    version: _builtins.str
+    artifact_format: _builtins.str
+    repository: _builtins.str
+    artifact_hash: _builtins.str
+    installed: _builtins.bool
+    held_back: _builtins.str
+    excluded: _builtins.str
+    place: _builtins.int
+    """in the order that fleet has without figures"""
+    longest_context: _builtins.int
+    fully_fitting_context: _builtins.int
+    context_tokens: _builtins.int
+    bits_per_weight: _builtins.float
+    fit: Global___FitVerdict.ValueType
+    margin_bytes: _builtins.int
+    offload_bytes: _builtins.int
+    fit_text: _builtins.str
+    @_builtins.property
+    def decode(self) -> Global___ChoiceFigure: ...
+    @_builtins.property
+    def prefill(self) -> Global___ChoiceFigure: ...
+    @_builtins.property
+    def throughput(self) -> Global___ChoiceFigure: ...
+    @_builtins.property
+    def joules_per_token(self) -> Global___ChoiceFigure: ...
+    @_builtins.property
+    def quality(self) -> Global___QualityScore: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        version: _builtins.str = ...,
+        artifact_format: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        artifact_hash: _builtins.str = ...,
+        installed: _builtins.bool = ...,
+        held_back: _builtins.str = ...,
+        excluded: _builtins.str = ...,
+        place: _builtins.int = ...,
+        longest_context: _builtins.int = ...,
+        fully_fitting_context: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
+        bits_per_weight: _builtins.float = ...,
+        fit: Global___FitVerdict.ValueType = ...,
+        margin_bytes: _builtins.int | None = ...,
+        offload_bytes: _builtins.int = ...,
+        fit_text: _builtins.str = ...,
+        decode: Global___ChoiceFigure | None = ...,
+        prefill: Global___ChoiceFigure | None = ...,
+        throughput: Global___ChoiceFigure | None = ...,
+        joules_per_token: Global___ChoiceFigure | None = ...,
+        quality: Global___QualityScore | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode", b"_decode", "_joules_per_token", b"_joules_per_token", "_margin_bytes", b"_margin_bytes", "_prefill", b"_prefill", "_quality", b"_quality", "_throughput", b"_throughput", "decode", b"decode", "joules_per_token", b"joules_per_token", "margin_bytes", b"margin_bytes", "prefill", b"prefill", "quality", b"quality", "throughput", b"throughput"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode", b"_decode", "_joules_per_token", b"_joules_per_token", "_margin_bytes", b"_margin_bytes", "_prefill", b"_prefill", "_quality", b"_quality", "_throughput", b"_throughput", "artifact_format", b"artifact_format", "artifact_hash", b"artifact_hash", "backend", b"backend", "bits_per_weight", b"bits_per_weight", "context_tokens", b"context_tokens", "decode", b"decode", "excluded", b"excluded", "fit", b"fit", "fit_text", b"fit_text", "fully_fitting_context", b"fully_fitting_context", "held_back", b"held_back", "installed", b"installed", "joules_per_token", b"joules_per_token", "longest_context", b"longest_context", "margin_bytes", b"margin_bytes", "notes", b"notes", "offload_bytes", b"offload_bytes", "place", b"place", "prefill", b"prefill", "quality", b"quality", "quantization", b"quantization", "repository", b"repository", "runtime", b"runtime", "throughput", b"throughput", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decode: _TypeAlias = _typing.Literal["decode"]  # noqa: Y015
+    _WhichOneofArgType__decode: _TypeAlias = _typing.Literal["_decode", b"_decode"]  # noqa: Y015
+    _WhichOneofReturnType__joules_per_token: _TypeAlias = _typing.Literal["joules_per_token"]  # noqa: Y015
+    _WhichOneofArgType__joules_per_token: _TypeAlias = _typing.Literal["_joules_per_token", b"_joules_per_token"]  # noqa: Y015
+    _WhichOneofReturnType__margin_bytes: _TypeAlias = _typing.Literal["margin_bytes"]  # noqa: Y015
+    _WhichOneofArgType__margin_bytes: _TypeAlias = _typing.Literal["_margin_bytes", b"_margin_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__prefill: _TypeAlias = _typing.Literal["prefill"]  # noqa: Y015
+    _WhichOneofArgType__prefill: _TypeAlias = _typing.Literal["_prefill", b"_prefill"]  # noqa: Y015
+    _WhichOneofReturnType__quality: _TypeAlias = _typing.Literal["quality"]  # noqa: Y015
+    _WhichOneofArgType__quality: _TypeAlias = _typing.Literal["_quality", b"_quality"]  # noqa: Y015
+    _WhichOneofReturnType__throughput: _TypeAlias = _typing.Literal["throughput"]  # noqa: Y015
+    _WhichOneofArgType__throughput: _TypeAlias = _typing.Literal["_throughput", b"_throughput"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decode) -> _WhichOneofReturnType__decode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__joules_per_token) -> _WhichOneofReturnType__joules_per_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin_bytes) -> _WhichOneofReturnType__margin_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill) -> _WhichOneofReturnType__prefill | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quality) -> _WhichOneofReturnType__quality | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__throughput) -> _WhichOneofReturnType__throughput | None: ...
+
+Global___ChoiceOption: _TypeAlias = ChoiceOption  # noqa: Y015
+
+@_typing.final
+class ChoiceFigure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    CERTAINTY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    low: _builtins.float
+    high: _builtins.float
+    certainty: _builtins.str
+    """"measured", "measured on this chip", "≈ measured", "predicted" """
+    source: _builtins.str
+    spread: _builtins.float
+    @_builtins.property
+    def conditions(self) -> Global___MeasuringConditions: ...
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        certainty: _builtins.str = ...,
+        source: _builtins.str = ...,
+        spread: _builtins.float | None = ...,
+        conditions: Global___MeasuringConditions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conditions", b"_conditions", "_spread", b"_spread", "conditions", b"conditions", "spread", b"spread"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conditions", b"_conditions", "_spread", b"_spread", "certainty", b"certainty", "conditions", b"conditions", "high", b"high", "low", b"low", "source", b"source", "spread", b"spread", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conditions: _TypeAlias = _typing.Literal["conditions"]  # noqa: Y015
+    _WhichOneofArgType__conditions: _TypeAlias = _typing.Literal["_conditions", b"_conditions"]  # noqa: Y015
+    _WhichOneofReturnType__spread: _TypeAlias = _typing.Literal["spread"]  # noqa: Y015
+    _WhichOneofArgType__spread: _TypeAlias = _typing.Literal["_spread", b"_spread"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conditions) -> _WhichOneofReturnType__conditions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spread) -> _WhichOneofReturnType__spread | None: ...
+
+Global___ChoiceFigure: _TypeAlias = ChoiceFigure  # noqa: Y015
+
+@_typing.final
+class MeasuringConditions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    client: _builtins.str
+    test: _builtins.str
+    backend: _builtins.str
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        client: _builtins.str = ...,
+        test: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "client", b"client", "host", b"host", "test", b"test", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeasuringConditions: _TypeAlias = MeasuringConditions  # noqa: Y015
+
+@_typing.final
+class Standing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    CERTAINTY_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """0 = unknown; more is better, for energy tokens per joule"""
+    low: _builtins.float
+    high: _builtins.float
+    certainty: _builtins.str
+    unit: _builtins.str
+    text: _builtins.str
+    share: _builtins.float
+    @_builtins.property
+    def conditions(self) -> Global___MeasuringConditions: ...
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        certainty: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        text: _builtins.str = ...,
+        share: _builtins.float | None = ...,
+        conditions: Global___MeasuringConditions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_conditions", b"_conditions", "_share", b"_share", "conditions", b"conditions", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_conditions", b"_conditions", "_share", b"_share", "certainty", b"certainty", "conditions", b"conditions", "high", b"high", "low", b"low", "share", b"share", "text", b"text", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__conditions: _TypeAlias = _typing.Literal["conditions"]  # noqa: Y015
+    _WhichOneofArgType__conditions: _TypeAlias = _typing.Literal["_conditions", b"_conditions"]  # noqa: Y015
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__conditions) -> _WhichOneofReturnType__conditions | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
+@_typing.final
+class QualityScore(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    score: _builtins.float
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        score: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "name", b"name", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QualityScore: _TypeAlias = QualityScore  # noqa: Y015
 
 @_typing.final
 class ShutdownControllerRequest(_message.Message):

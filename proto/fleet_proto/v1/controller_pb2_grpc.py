@@ -142,6 +142,11 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.FromString,
                 _registered_method=True)
+        self.Choose = channel.unary_unary(
+                '/fleet.v1.Controller/Choose',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ChooseRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ChooseReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/fleet.v1.Controller/Shutdown',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ShutdownControllerRequest.SerializeToString,
@@ -290,6 +295,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Choose(self, request, context):
+        """from live or last known facts; changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -403,6 +415,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.ListQuality,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.SerializeToString,
+            ),
+            'Choose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Choose,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ChooseRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ChooseReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -979,6 +996,33 @@ class Controller:
             '/fleet.v1.Controller/ListQuality',
             fleet__proto_dot_v1_dot_controller__pb2.ListQualityRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.ListQualityReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Choose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/Choose',
+            fleet__proto_dot_v1_dot_controller__pb2.ChooseRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ChooseReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -67,6 +67,8 @@ class ControllerStub:
     Eval: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunEvalRequest, _controller_pb2.HostEvent]
     """runs a plan's cells; how each ended arrives as HostEvent.json"""
     ListQuality: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListQualityRequest, _controller_pb2.ListQualityReply]
+    Choose: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ChooseRequest, _controller_pb2.ChooseReply]
+    """from live or last known facts; changes nothing"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]
 
 @_typing.type_check_only
@@ -107,6 +109,8 @@ class ControllerAsyncStub(ControllerStub):
     Eval: _aio.UnaryStreamMultiCallable[_controller_pb2.RunEvalRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """runs a plan's cells; how each ended arrives as HostEvent.json"""
     ListQuality: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListQualityRequest, _controller_pb2.ListQualityReply]  # type: ignore[assignment]
+    Choose: _aio.UnaryUnaryMultiCallable[_controller_pb2.ChooseRequest, _controller_pb2.ChooseReply]  # type: ignore[assignment]
+    """from live or last known facts; changes nothing"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_controller_pb2.ShutdownControllerRequest, _controller_pb2.ShutdownControllerReply]  # type: ignore[assignment]
 
 class ControllerServicer(metaclass=_abc_1.ABCMeta):
@@ -270,6 +274,14 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.ListQualityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ListQualityReply, _abc.Awaitable[_controller_pb2.ListQualityReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Choose(
+        self,
+        request: _controller_pb2.ChooseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ChooseReply, _abc.Awaitable[_controller_pb2.ChooseReply]]:
+        """from live or last known facts; changes nothing"""
 
     @_abc_1.abstractmethod
     def Shutdown(
