@@ -9,7 +9,7 @@ check:
 	uv run --no-sync python deploy/check.py
 
 test:
-	uv run pytest
+	uv run pytest -n auto
 
 # The pins of record: newest versions into pyproject.toml and deploy/agent-requirements.txt.
 lock:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=namespaces))
         if binaries is None and item.get_closest_marker("llama_cpp"):
             item.add_marker(pytest.mark.skip(reason="llama.cpp is not built: run .ci/llama_cpp"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from support.parallel import long_ones_first
+
+        long_ones_first(items)
+
+
+# Where pytest-xdist is not installed, nobody calls these two.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    from support.parallel import workers_for
+
+    return workers_for(config.args)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from support.parallel import SharedOut
+
+    return SharedOut(config, log)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -62,8 +82,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if os.environ.get("FLEET_FORBID_SKIPS") != "1":
-        return
+    if os.environ.get("FLEET_FORBID_SKIPS") != "1" or hasattr(session.config, "workerinput"):
+        return  # workers tell the one that started them, which judges
     allowed = [line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")]
     surplus = {node: why for node, why in _skipped.items() if not any(node.startswith(prefix) for prefix in allowed)}
     if surplus:
