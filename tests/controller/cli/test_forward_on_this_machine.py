@@ -10,7 +10,7 @@ from support.tiny_model import make_tiny_model
 
 pytestmark = [pytest.mark.llama_cpp, pytest.mark.slow]
 
-PORT = 18420
+PORT = 18442
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def write_hosts(world: FleetWorld, hub: StandInHub, hub_token: str) -> None:
 
 def command(llama_cpp_bin: Path) -> list[str]:
     return ["deploy", "--repo", REPOSITORY, "--backend", "llama.cpp", "--engine-path", str(llama_cpp_bin),
-            "--context", "512", "--hosts", "a", "--port", "18436", "--yes"]  # fmt: skip
+            "--context", "512", "--hosts", "a", "--port", "18448", "--yes"]  # fmt: skip
 
 
 def test_without_a_token_the_reference_to_set_is_named(

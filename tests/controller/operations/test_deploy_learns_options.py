@@ -46,7 +46,7 @@ def old_build(tmp_path_factory: pytest.TempPathFactory, llama_cpp_bin: Path) -> 
 @pytest.fixture
 def deploy(fleet: FleetWorld, old_build: Path) -> Iterator[list[str]]:
     model = str(fleet.folder / "old-chat.gguf")
-    yield ["deploy", model, "-H", "a", "--engine-path", str(old_build), "--context", "512", "--port", "18430"]
+    yield ["deploy", model, "-H", "a", "--engine-path", str(old_build), "--context", "512", "--port", "18444"]
     fleet.run("stop", "--all", "--remove", "--yes", code=None)
 
 
@@ -80,7 +80,7 @@ def test_a_real_engine_out_of_a_folder(fleet: FleetWorld, llama_cpp_bin: Path, t
     with tarfile.open(folder / "llama-b11434-bin-ubuntu-x64.tar.gz", "w:gz") as archive:
         for name in ("llama-server", "llama-bench"):
             archive.add(llama_cpp_bin / name, f"llama-b11434/{name}")
-    command = ["deploy", str(fleet.folder / "old-chat.gguf"), "-H", "a", "--backend", "llama.cpp", "--port", "18431"]
+    command = ["deploy", str(fleet.folder / "old-chat.gguf"), "-H", "a", "--backend", "llama.cpp", "--port", "18445"]
     command += ["--offline", str(folder), "--name", "offline-chat", "--context", "512", "--flash-attention", "on"]
     [done] = fleet.document(*command, "--yes")["hosts"]
     assert done["result"]["answer"].strip() == ANSWER and done["result"]["model"] == "offline-chat"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.llama_cpp
 
 KEY = "sk-lab-4f9c2b7e-d1a8"
 OTHER = "sk-lab-other-55aa77"
-PORT = 18431
+PORT = 18446
 NAME = "tiny-keyed"
 
 

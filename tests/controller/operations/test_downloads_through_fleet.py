@@ -56,7 +56,7 @@ def deploy(world: FleetWorld, hub: StandInHub, content: bytes, llama_cpp_bin: Pa
     def make(name: str) -> list[str]:
         hub.add(f"lab/{name}", FILE, content)
         return ["deploy", "--repo", f"lab/{name}", "--hosts", "a", "--backend", "llama.cpp", "--engine-path",
-                str(llama_cpp_bin), "--context", "512", "--yes"]  # fmt: skip
+                str(llama_cpp_bin), "--context", "512", "--port", "18449", "--yes"]  # fmt: skip
 
     yield make
     hub.behaviour.released.set()
