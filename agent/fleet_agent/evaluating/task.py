@@ -1,7 +1,7 @@
 """What a program of this folder is given (task.json) and what it leaves (outcome.json, lines on stdout).
 
 task.json: {"model", "workers", "sampling": {"max_tokens", ...}, "patterns": [...], "which": "first" | "last",
-"questions": [{"id", "category", "gold", ...}], and what the program needs}.
+"cut_off_is_wrong", "questions": [{"id", "category", "gold", ...}], and what the program needs}.
 outcome.json: {"answers": [{"id", "found", "finish", "tokens", "prompt_tokens", "seconds", "error", "tail"}], ...}, in
 the order of the questions. `tail` is the end of an answer in which no letter was found.
 stdout: {"progress": {"done", "total", "correct", "cut_off"}} after each answer, {"failed": {"code", ...}} at a bad end.
@@ -59,7 +59,7 @@ class Reporter:
         question = self._questions.get(answer.question)
         if question is None:
             return
-        found = extract_letter(answer.text, self._task.document["patterns"], self._task.document["which"])
+        found = self._letter(answer)
         with self._lock:
             self._correct += found == question["gold"]
             self._cut_off += answer.finish == "length"
@@ -75,6 +75,12 @@ class Reporter:
             }
             say("progress", done=len(self._found), total=len(self._questions), correct=self._correct,
                 cut_off=self._cut_off)  # fmt: skip
+
+    def _letter(self, answer: Answer) -> str | None:
+        document = self._task.document
+        if answer.finish == "length" and document.get("cut_off_is_wrong"):
+            return None
+        return extract_letter(answer.text, document["patterns"], document["which"])
 
     def write(self, **more: Any) -> None:
         """Whole or not at all."""
