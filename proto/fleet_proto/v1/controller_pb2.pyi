@@ -169,6 +169,31 @@ ENGINES_VERDICT_FAIL: EnginesVerdict.ValueType  # 4
 """host down, or it cannot be done there"""
 Global___EnginesVerdict: _TypeAlias = EnginesVerdict  # noqa: Y015
 
+class _BenchPurpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BenchPurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BenchPurpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BENCH_PURPOSE_UNSPECIFIED: _BenchPurpose.ValueType  # 0
+    BENCH_PURPOSE_MEASURE: _BenchPurpose.ValueType  # 1
+    """every cell"""
+    BENCH_PURPOSE_DECIDE: _BenchPurpose.ValueType  # 2
+    """only what can still change which option is best"""
+    BENCH_PURPOSE_CALIBRATE: _BenchPurpose.ValueType  # 3
+    """made-up models, for predictions; `models` are shown before and after"""
+
+class BenchPurpose(_BenchPurpose, metaclass=_BenchPurposeEnumTypeWrapper): ...
+
+BENCH_PURPOSE_UNSPECIFIED: BenchPurpose.ValueType  # 0
+BENCH_PURPOSE_MEASURE: BenchPurpose.ValueType  # 1
+"""every cell"""
+BENCH_PURPOSE_DECIDE: BenchPurpose.ValueType  # 2
+"""only what can still change which option is best"""
+BENCH_PURPOSE_CALIBRATE: BenchPurpose.ValueType  # 3
+"""made-up models, for predictions; `models` are shown before and after"""
+Global___BenchPurpose: _TypeAlias = BenchPurpose  # noqa: Y015
+
 class _CellAction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1373,6 +1398,9 @@ class BenchRequest(_message.Message):
     ENGINE_PATH_FIELD_NUMBER: _builtins.int
     OFFLINE_FOLDER_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    BUDGET_SECONDS_FIELD_NUMBER: _builtins.int
     pattern: _builtins.str
     backend: _builtins.str
     """empty = all that can run it"""
@@ -1402,6 +1430,11 @@ class BenchRequest(_message.Message):
     """on the hosts: wheels; nothing is fetched for engines and clients"""
     tokenizer: _builtins.str
     """for llama-benchy: a folder on the hosts, or a repository of the hub"""
+    purpose: Global___BenchPurpose.ValueType
+    goal: _builtins.str
+    """to decide: "decode", "prefill", "latency", "energy"; empty = decode"""
+    budget_seconds: _builtins.float
+    """to decide: runs that no longer fit in are left out; 0 = none"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as for a deploy, or the name of a running service"""
@@ -1428,10 +1461,13 @@ class BenchRequest(_message.Message):
         engine_path: _builtins.str = ...,
         offline_folder: _builtins.str = ...,
         tokenizer: _builtins.str = ...,
+        purpose: Global___BenchPurpose.ValueType = ...,
+        goal: _builtins.str = ...,
+        budget_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "generation_tokens", b"generation_tokens", "prompt_tokens", b"prompt_tokens", "repetitions", b"repetitions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "again", b"again", "backend", b"backend", "backend_version", b"backend_version", "client", b"client", "endpoint", b"endpoint", "engine_path", b"engine_path", "generation_tokens", b"generation_tokens", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "prompt_tokens", b"prompt_tokens", "quantization", b"quantization", "repeat", b"repeat", "repetitions", b"repetitions", "repository", b"repository", "suite", b"suite", "tokenizer", b"tokenizer", "when_idle", b"when_idle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens", "_prompt_tokens", b"_prompt_tokens", "_repetitions", b"_repetitions", "again", b"again", "backend", b"backend", "backend_version", b"backend_version", "budget_seconds", b"budget_seconds", "client", b"client", "endpoint", b"endpoint", "engine_path", b"engine_path", "generation_tokens", b"generation_tokens", "goal", b"goal", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "prompt_tokens", b"prompt_tokens", "purpose", b"purpose", "quantization", b"quantization", "repeat", b"repeat", "repetitions", b"repetitions", "repository", b"repository", "suite", b"suite", "tokenizer", b"tokenizer", "when_idle", b"when_idle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__generation_tokens: _TypeAlias = _typing.Literal["generation_tokens"]  # noqa: Y015
     _WhichOneofArgType__generation_tokens: _TypeAlias = _typing.Literal["_generation_tokens", b"_generation_tokens"]  # noqa: Y015
@@ -2413,8 +2449,11 @@ class RankedOption(_message.Message):
     STANDING_FIELD_NUMBER: _builtins.int
     TIES_WITH_FIRST_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     place: _builtins.int
     ties_with_first: _builtins.bool
+    comparison: _builtins.str
+    """one of them: the first against the second, another against the first"""
     @_builtins.property
     def option(self) -> Global___ChoiceOption: ...
     @_builtins.property
@@ -2429,10 +2468,11 @@ class RankedOption(_message.Message):
         standing: Global___Standing | None = ...,
         ties_with_first: _builtins.bool = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
+        comparison: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["option", b"option", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["option", b"option", "place", b"place", "reasons", b"reasons", "standing", b"standing", "ties_with_first", b"ties_with_first"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparison", b"comparison", "option", b"option", "place", b"place", "reasons", b"reasons", "standing", b"standing", "ties_with_first", b"ties_with_first"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2774,7 +2814,7 @@ Global___ShutdownControllerReply: _TypeAlias = ShutdownControllerReply  # noqa: 
 class EvalRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     PATTERN_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     PERPLEXITY_FIELD_NUMBER: _builtins.int
@@ -2798,8 +2838,6 @@ class EvalRequest(_message.Message):
     PAUSE_SERVICES_FIELD_NUMBER: _builtins.int
     AGAIN_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """as for a deploy, or the name of a running service"""
     pattern: _builtins.str
     protocol: _builtins.str
     """"lm-eval" or "tiger"; empty = lm-eval"""
@@ -2838,13 +2876,17 @@ class EvalRequest(_message.Message):
     base: _builtins.str
     """quantization that others are compared with; empty = the highest"""
     @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as for a deploy, or names of running services"""
+
+    @_builtins.property
     def subjects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """empty = all"""
 
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
         pattern: _builtins.str = ...,
         protocol: _builtins.str = ...,
         perplexity: _builtins.bool = ...,
@@ -2871,7 +2913,7 @@ class EvalRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "all", b"all", "backend", b"backend", "backend_version", b"backend_version", "base", b"base", "chunks", b"chunks", "context", b"context", "corpus", b"corpus", "dataset", b"dataset", "deploy", b"deploy", "engine_path", b"engine_path", "max_tokens", b"max_tokens", "model", b"model", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "perplexity", b"perplexity", "protocol", b"protocol", "quantization", b"quantization", "questions", b"questions", "repository", b"repository", "seed", b"seed", "subjects", b"subjects", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "all", b"all", "backend", b"backend", "backend_version", b"backend_version", "base", b"base", "chunks", b"chunks", "context", b"context", "corpus", b"corpus", "dataset", b"dataset", "deploy", b"deploy", "engine_path", b"engine_path", "max_tokens", b"max_tokens", "models", b"models", "offline_folder", b"offline_folder", "pattern", b"pattern", "pause_services", b"pause_services", "perplexity", b"perplexity", "protocol", b"protocol", "quantization", b"quantization", "questions", b"questions", "repository", b"repository", "seed", b"seed", "subjects", b"subjects", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
