@@ -11,6 +11,7 @@ from typing import Any
 from fleet_controller.backends import BACKENDS
 from fleet_controller.backends.base import BackendError, Benches, BenchOptions, Installation, install_key, installed
 from fleet_controller.benchmarking import parsers
+from fleet_controller.benchmarking.benchy import first_words, program
 from fleet_controller.benchmarking.parsers import Row, serving_requests
 from fleet_controller.benchmarking.suites import ENGINE, Part
 from fleet_controller.domain.facts import HostFacts
@@ -125,18 +126,22 @@ def _llama_bench(subject: Subject, part: Part, installation: Installation) -> Be
 
 
 def _llama_benchy(subject: Subject, part: Part, installation: Installation) -> BenchStep:
-    """Latency is not measured ("generation" loses rows where it exceeds the reply), and neither is coherence."""
-    arguments = ["--base-url", f"{subject.base_url}/v1", "--model", subject.served_model_name]
+    """Latency is not measured ("generation" loses rows where it exceeds the reply), and neither is coherence.
+
+    --exact-tg asks for ignore_eos and min_tokens, so that every reply has all its tokens: llama.cpp knows the first,
+    vLLM and SGLang both; benchy.py does it for MLX-LM. Servers that know neither are caught by the rows' parser.
+    """
+    arguments = [*first_words(subject.backend, subject.tokenizer)]
+    arguments += ["--base-url", f"{subject.base_url}/v1", "--model", subject.served_model_name]
     arguments += ["--tokenizer", subject.tokenizer] if subject.tokenizer else []
     arguments += ["--book-url", "{book_url}", "--pp", str(part.prompt_tokens), "--tg", str(part.generation_tokens)]
     arguments += ["--depth", *map(str, part.depths), "--runs", str(part.repetitions)]
     arguments += ["--concurrency", *map(str, part.concurrency), "--latency-mode", "none", "--skip-coherence"]
-    arguments += ["--no-cache", "--save-result", "{result_file}", "--format", "json"]
+    arguments += ["--exact-tg", "--no-cache", "--save-result", "{result_file}", "--format", "json"]
     arguments += ["--emit-progress", "{progress_file}"]
     if subject.backend == "sglang":  # it answers HTTP 400 to the token ids that llama-benchy asks for
         arguments += ["--extra-body", "return_token_ids=false"]
-    tool = ToolRef(install_key=installation.install_key, name="venv/bin/llama-benchy")
-    return BenchStep(tool=tool, arguments=tuple(arguments), stall_seconds=STALL_SECONDS)
+    return BenchStep(tool=program(installation.install_key), arguments=tuple(arguments), stall_seconds=STALL_SECONDS)
 
 
 def _vllm_bench(subject: Subject, part: Part, installation: Installation) -> BenchStep:

@@ -178,14 +178,44 @@ def llama_benchy(result: Mapping[str, Any], part: Part, discarded: int = 0) -> t
         rows = [row for entry in document["benchmarks"] for row in _benchy_rows(entry, shown)]
     except (ValueError, KeyError, TypeError) as error:
         raise BenchOutputError("bench-unreadable", f"llama-benchy's result is not its JSON: {error}") from None
+    _demand_whole_replies(str(result.get("files", {}).get("progress", "")), part)
     kept = demand(rows, part, "llama-benchy")
-    for (
-        row
-    ) in kept:  # a run in which the model stops after its first token has no decode speed, and is left out silently
+    for row in kept:  # a run whose tokens all arrived in one piece has no decode time, and is left out silently
         if row.kind in (Metric.PREFILL, Metric.DECODE) and len(row.samples) < part.repetitions:
             message = f"llama-benchy counts {len(row.samples)} of {part.repetitions} runs of {row.kind.value}"
-            raise BenchOutputError("bench-incomplete", f"{message} at depth {row.depth}")
+            raise BenchOutputError(
+                "bench-incomplete",
+                f"{message} at depth {row.depth}: the other replies arrived in one piece",
+                "the model is faster than llama-benchy can tell its tokens apart: ask for more, with --generate",
+            )
     return kept
+
+
+# Where a server tells the ids of tokens, llama-benchy counts those of chunks with text: a few have none.
+WHOLE_REPLY = 0.9
+
+
+def _demand_whole_replies(progress: str, part: Part) -> None:
+    """Raises BenchOutputError where a request failed, or the model stopped before it had generated all its tokens."""
+    depths: dict[int, int] = {}
+    for line in progress.splitlines():
+        try:
+            event = json.loads(line)
+            number = int(event.get("request_id", -1))
+            if event["type"] == "request_start":
+                depths[number] = int(event["context_size"])
+            if event["type"] != "request_end":
+                continue
+            error, tokens = str(event.get("error") or ""), int(event["total_tokens"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        where = f"at depth {depths.get(number, 0)}"
+        if error:
+            raise BenchOutputError("bench-incomplete", f"llama-benchy: a request {where} failed: {error[:300]}")
+        if tokens < part.generation_tokens * WHOLE_REPLY:
+            message = f"llama-benchy: the model stopped after {tokens} of {part.generation_tokens} tokens {where}"
+            remedy = "its server does not take ignore_eos, so that such rows would not be comparable: ask for fewer"
+            raise BenchOutputError("bench-incomplete", message, f"{remedy} with --generate")
 
 
 def _benchy_rows(entry: Mapping[str, Any], shown: dict[str, Any]) -> Iterable[Row]:

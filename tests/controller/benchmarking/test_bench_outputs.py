@@ -131,6 +131,35 @@ def test_a_run_that_llama_benchy_leaves_out_silently_is_missed() -> None:
     assert "1 of 2 runs of tg at depth 0" in raised.value.message
 
 
+def with_progress(**changes: Any) -> dict[str, Any]:
+    """The captured run; the end of its last request says something else."""
+    lines = [json.loads(line) for line in text("llama-benchy.json.progress.jsonl").splitlines()]
+    last = [line for line in lines if line["type"] == "request_end"][-1]
+    last.update(changes)
+    found = benchy(json.loads(text("llama-benchy.json")))
+    found["files"]["progress"] = "\n".join(json.dumps(line) for line in lines)
+    return found
+
+
+def test_replies_that_have_all_their_tokens_are_rows() -> None:
+    assert len(parsers.llama_benchy(with_progress(), BENCHY_PART)) > 4
+
+
+def test_a_model_that_stopped_early_gives_no_rows() -> None:
+    """llama-benchy itself calls 7 tokens of 16 "tg16"."""
+    with pytest.raises(BenchOutputError) as raised:
+        parsers.llama_benchy(with_progress(total_tokens=7), BENCHY_PART)
+    assert "the model stopped after 7 of 16 tokens at depth 256" in raised.value.message
+    assert "--generate" in raised.value.remedy
+
+
+def test_a_request_that_failed_is_named() -> None:
+    """llama-benchy prints it, leaves the run out, and exits with status 0."""
+    with pytest.raises(BenchOutputError) as raised:
+        parsers.llama_benchy(with_progress(total_tokens=0, error="Server disconnected"), BENCHY_PART)
+    assert "a request at depth 256 failed: Server disconnected" in raised.value.message
+
+
 def test_a_speed_of_zero_is_no_result() -> None:
     document = json.loads(text("llama-benchy.json"))
     document["benchmarks"][0]["tg_throughput"]["mean"] = 0.0

@@ -19,7 +19,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "substitutions.md"
 BACKENDS = {"8080": "llama.cpp", "30000": "sglang", "8000": "vllm"}
 ADDED = {
     "--tokenizer", "--book-url", "--pp", "--tg", "--concurrency", "--latency-mode", "--skip-coherence", "--save-result",
-    "--format", "--emit-progress",
+    "--format", "--emit-progress", "--exact-tg",
 }  # fmt: skip
 ADDED_FOR_SGLANG = {"--extra-body"}
 
@@ -51,8 +51,9 @@ def ours(notes: dict[str, list[str]]) -> tuple[str, dict[str, list[str]]]:
     )
     benchy = Installation(backend="llama-benchy", version="0.4.0", install_key="benchy")
     step = CLIENTS["llama-benchy"].step(subject, part, benchy)
-    assert (step.tool.install_key, step.tool.name) == ("benchy", "venv/bin/llama-benchy")
-    return backend, options(list(step.arguments))
+    assert (step.tool.install_key, step.tool.name) == ("benchy", "venv/bin/python3")
+    assert step.arguments[0] == "-c" and step.arguments[1].endswith("from llama_benchy.__main__ import main; main()")
+    return backend, options(list(step.arguments[2:]))
 
 
 @pytest.mark.parametrize("command", NOTES, ids=lambda words: f"{words[1]}-{words[3]}")
