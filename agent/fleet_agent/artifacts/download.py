@@ -50,15 +50,18 @@ def incomplete_path(destination: Path) -> Path:
     return destination.with_name(destination.name + ".incomplete")
 
 
-def download(source: Source, file: ArtifactFile, destination: Path, watch: Watch) -> None:
+def download(
+    source: Source, file: ArtifactFile, destination: Path, watch: Watch, taken_up: tuple[int, Hash] | None = None
+) -> None:
     """Fetch `file` to `destination`, whose folder exists and which nobody else fetches (hold its lock).
 
+    taken_up: (size of the part, the hash fed with it) from a caller that has just read it; the hash is ours then.
     Raises JobProblem: hash-mismatch, wrong-length, gated, not-found, connection-failed, disk-full; Stopped.
     """
     expected = expected_hash(file)
     part = incomplete_path(destination)
     for attempt in (1, 2):
-        transfer = _Transfer(source, file, part, watch)
+        transfer = _Transfer(source, file, part, watch, taken_up if attempt == 1 else None)
         found = transfer.run()
         if found == expected:
             part.replace(destination)
@@ -76,11 +79,14 @@ def download(source: Source, file: ArtifactFile, destination: Path, watch: Watch
 class _Transfer:
     """One pass from the part on disk to the whole file."""
 
-    def __init__(self, source: Source, file: ArtifactFile, part: Path, watch: Watch) -> None:
+    def __init__(
+        self, source: Source, file: ArtifactFile, part: Path, watch: Watch, taken_up: tuple[int, Hash] | None
+    ) -> None:
         self._source = source
         self._file = file
         self._part = part
         self._watch = watch
+        self._taken_up = taken_up
         self._hash: Hash = new_hash(file)
         self._done = 0
         self._unsynced = 0
@@ -103,6 +109,8 @@ class _Transfer:
         """Hash what a former process has left."""
         if os.fstat(stream.fileno()).st_size > self._file.size_bytes:
             self._begin_at_zero(stream)
+        elif self._taken_up is not None and self._taken_up[0] == os.fstat(stream.fileno()).st_size:
+            self._done, self._hash = self._taken_up
         elif os.fstat(stream.fileno()).st_size > 0:
             self._done = hash_file(self._part, self._hash, lambda _: self._watch.check())
             self._watch.log(f"{self._file.path}: going on at byte {self._done} of {self._file.size_bytes}")

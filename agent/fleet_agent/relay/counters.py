@@ -1,0 +1,45 @@
+"""What a node's threads count, for its progress events."""
+
+import threading
+import time
+
+RATE_SECONDS = 2.0
+
+
+class Counters:
+    """Each number has one kind of writer, except `sent`, which all serving threads add to under the lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._samples: list[tuple[float, int]] = []
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.source_bytes = 0
+        self.refused = 0
+        self.upstream = ""
+        self.last_byte_at = time.monotonic()
+
+    def received(self, count: int) -> None:
+        self.received_bytes += count
+        self.last_byte_at = time.monotonic()
+
+    def fetched(self, count: int) -> None:
+        self.source_bytes += count
+        self.last_byte_at = time.monotonic()
+
+    def sent(self, count: int) -> None:
+        with self._lock:
+            self.sent_bytes += count
+
+    def connected_to(self, name: str) -> None:
+        self.upstream = name
+
+    def interrupted(self) -> None:
+        self.upstream = ""
+
+    def rate(self) -> float:
+        """Bytes a second that came in, over the last two seconds. Called at regular times by one thread."""
+        now, count = time.monotonic(), self.received_bytes + self.source_bytes
+        self._samples = [sample for sample in self._samples if now - sample[0] <= RATE_SECONDS] + [(now, count)]
+        first_at, first = self._samples[0]
+        return (count - first) / (now - first_at) if now > first_at else 0.0

@@ -1,0 +1,333 @@
+"""Sockets between nodes: opened, authenticated, and found dead in time without false alarms.
+
+A link is used by one thread at a time: OpenSSL's state must not be read and written at once.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from fleet_agent.relay.control import Peer, TlsFiles
+from fleet_agent.relay.frames import ALIVE, HEAD_BYTES, Frame, ProtocolError, unpack
+from fleet_agent.relay.limits import RateLimit
+
+TICK_SECONDS = 0.25
+CONNECT_SECONDS = 2.0
+HANDSHAKE_SECONDS = 5.0
+# A cut link is found by the kernel: what we say goes unacknowledged for that long. A loaded machine's kernel still
+# acknowledges when its programs are late, so this makes no false alarms; a frozen program is another matter.
+UNACKNOWLEDGED_MILLISECONDS = 1500
+SILENT_PROGRAM_SECONDS = 10.0
+SEND_SECONDS = 15.0
+# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise.
+LOW_WATER_BYTES = 128 << 10
+TLS_RECORD_BYTES = 17 << 10
+TLS_BLOCK_BYTES = 256 << 10
+LIMITED_BLOCK_BYTES = 64 << 10
+DARWIN_CONNECTION_DROP_TIME = 0x80  # <netinet/tcp.h> TCP_RXT_CONNDROPTIME, seconds; Python has no name for it
+
+
+class LinkLost(Exception):
+    """A link that cannot be used any more. reason is one of PeerLost's."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class NotAllowed(Exception):
+    """The other side is not who it must be."""
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """Names are compared by us (certificate_name), exactly and without wildcards."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    return _context(context, files)
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    return _context(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files)
+
+
+def _context(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cafile=files.ca)
+    context.load_cert_chain(files.certificate, files.key or None)
+    return context
+
+
+def certificate_name(connection: ssl.SSLSocket) -> str:
+    """The one DNS name of the peer's verified certificate. Raises NotAllowed."""
+    certificate = connection.getpeercert() or {}
+    entries: list[tuple[str, str]] = list(certificate.get("subjectAltName", ()))  # type: ignore[arg-type]
+    names = [value for kind, value in entries if kind == "DNS"]
+    if len(names) != 1:
+        raise NotAllowed(f"the certificate names {len(names)} hosts, not one")
+    return names[0]
+
+
+def admit(connection: socket.socket, claimed: str, allowed: Collection[str]) -> str:
+    """The peer's name, proved by its certificate (claimed only, on a plain link). Raises NotAllowed."""
+    name = certificate_name(connection) if isinstance(connection, ssl.SSLSocket) else claimed
+    if name != claimed:
+        raise NotAllowed(f"it says that it is {claimed[:80]!r}, but its certificate names {name!r}")
+    if name not in allowed:
+        raise NotAllowed(f"{name[:80]!r} is not among the rollout's nodes")
+    return name
+
+
+def tune(connection: socket.socket, unacknowledged_milliseconds: int) -> None:
+    """No delay for small frames, and the kernel's own watch over the other end."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged_milliseconds)
+    elif sys.platform == "darwin":
+        seconds = -(-unacknowledged_milliseconds // 1000)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, DARWIN_CONNECTION_DROP_TIME, seconds)
+
+
+def dial(peer: Peer, context: ssl.SSLContext | None) -> "Link":
+    """A link to `peer`, whose certificate has its name. Raises LinkLost."""
+    try:
+        connection = socket.create_connection((peer.address, peer.port), timeout=CONNECT_SECONDS)
+    except TimeoutError:
+        raise LinkLost("unreachable", "it does not answer") from None
+    except ConnectionRefusedError:
+        raise LinkLost("refused", "nobody listens there") from None
+    except OSError as error:
+        raise LinkLost("unreachable", str(error)) from None
+    try:
+        tune(connection, UNACKNOWLEDGED_MILLISECONDS)
+        if context is not None:
+            connection.settimeout(HANDSHAKE_SECONDS)
+            connection = context.wrap_socket(connection)
+            if certificate_name(connection) != peer.name:
+                raise NotAllowed(f"its certificate names {certificate_name(connection)!r}")
+    except (ssl.SSLCertVerificationError, NotAllowed) as error:
+        connection.close()
+        raise LinkLost("certificate", str(error)) from None
+    except TimeoutError:
+        connection.close()
+        raise LinkLost("silent", "no answer to the greeting") from None
+    except OSError as error:
+        connection.close()
+        raise LinkLost("closed", str(error)) from None
+    return Link(connection, peer.name)
+
+
+class Link:
+    """The dialling side's end: waits in ticks, so that its thread can look at what else goes on."""
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        self.connection = connection
+        self.peer = peer
+        self._tls = isinstance(connection, ssl.SSLSocket)
+        self._low_water = 1
+        self._silent_seconds = 0.0
+        connection.settimeout(TICK_SECONDS)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def send(self, data: bytes) -> None:
+        """A few small frames. Raises LinkLost."""
+        try:
+            self.connection.sendall(data)
+        except OSError as error:
+            raise _lost(error) from None
+
+    def receive(self, length: int, on_quiet: Callable[[], None]) -> bytearray:
+        data = bytearray(length)
+        self.receive_into(memoryview(data), on_quiet, None)
+        return data
+
+    def receive_frame(self, on_quiet: Callable[[], None]) -> Frame:
+        """The next frame's head; raises LinkLost, ProtocolError, and whatever on_quiet raises."""
+        return unpack(self.receive(HEAD_BYTES, on_quiet))
+
+    def receive_into(
+        self,
+        view: memoryview,
+        on_quiet: Callable[[], None],
+        limit: RateLimit | None,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        """Fills `view`. on_quiet() is called after each tick without a byte; it may raise to give up."""
+        while view:
+            block = view if limit is None or not limit.limited else view[:LIMITED_BLOCK_BYTES]
+            count = self._receive_some(block)
+            if count == 0:
+                on_quiet()
+                continue
+            view = view[count:]
+            if limit is not None:
+                limit.take(count)
+            if on_bytes is not None:
+                on_bytes(count)
+
+    def _receive_some(self, view: memoryview) -> int:
+        """Bytes read; 0 after a tick without any."""
+        self._set_low_water(len(view))
+        started = time.monotonic()
+        try:
+            count = self.connection.recv_into(view)
+        except TimeoutError:
+            self._be_quiet(min(time.monotonic() - started, 2 * TICK_SECONDS))
+            return 0
+        except OSError as error:
+            raise _lost(error) from None
+        if count == 0:
+            raise LinkLost("closed", "the other side closed the link")
+        self._silent_seconds = 0.0
+        return count
+
+    def _be_quiet(self, waited_seconds: float) -> None:
+        """Something to acknowledge goes out, so that the kernel finds a cut. A tick that was late counts as one."""
+        self._set_low_water(1)
+        self._silent_seconds += waited_seconds
+        if self._silent_seconds > SILENT_PROGRAM_SECONDS:
+            raise LinkLost("silent", f"not a byte in {SILENT_PROGRAM_SECONDS:g} s")
+        self.send(ALIVE)
+
+    def _set_low_water(self, wanted: int) -> None:
+        """TLS has taken up to a record out of the kernel already, so the last record of a piece wakes at once."""
+        if sys.platform != "linux":
+            return
+        margin = TLS_RECORD_BYTES if self._tls else 0
+        low_water = max(1, min(LOW_WATER_BYTES, wanted - margin))
+        if low_water != self._low_water:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
+            self._low_water = low_water
+
+
+def _lost(error: OSError) -> LinkLost:
+    if isinstance(error, TimeoutError):
+        return LinkLost("silent", "it acknowledges nothing any more")
+    return LinkLost("closed", str(error) or type(error).__name__)
+
+
+class ServerLink:
+    """The listening side's end, for one thread that waits for requests, for news and for the time to say ALIVE."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._tls = isinstance(connection, ssl.SSLSocket)
+        connection.settimeout(SEND_SECONDS)
+
+    def close(self) -> None:
+        # Not SSLSocket.shutdown: that takes the TLS state away under the thread that uses it.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self.connection.close()
+
+    def interrupt(self) -> None:
+        """From another thread: whatever the link's thread waits for on it ends."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
+
+    def wait(self, wake: socket.socket | None, timeout_seconds: float) -> bool:
+        """Whether something can be read; False after news or at the time limit."""
+        if isinstance(self.connection, ssl.SSLSocket) and self.connection.pending():
+            return True
+        sources = [self.connection] if wake is None else [self.connection, wake]
+        readable, _, _ = select.select(sources, [], [], timeout_seconds)
+        return self.connection in readable
+
+    def receive(self, length: int, seconds: float) -> bytearray:
+        """Exactly that many bytes within that time: who sends them one by one is cut off. Raises OSError, EOFError."""
+        data = bytearray(length)
+        view = memoryview(data)
+        deadline = time.monotonic() + seconds
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("a frame took too long to come")
+            self.connection.settimeout(left)
+            count = self.connection.recv_into(view)
+            if count == 0:
+                raise EOFError
+            view = view[count:]
+        self.connection.settimeout(SEND_SECONDS)
+        return data
+
+    def send(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def send_file(
+        self, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
+    ) -> None:
+        """Bytes of a file: by sendfile on a plain link, by large blocks under TLS. Raises OSError, EOFError."""
+        if self._tls:
+            self._send_blocks(descriptor, offset, count, limit, on_bytes)
+            return
+        while count:
+            block = min(count, LIMITED_BLOCK_BYTES) if limit.limited else count
+            limit.take(block)
+            sent = self._send_some(descriptor, offset, block)
+            offset, count = offset + sent, count - sent
+            on_bytes(sent)
+
+    def _send_some(self, descriptor: int, offset: int, count: int) -> int:
+        while True:
+            try:
+                sent = os.sendfile(self.connection.fileno(), descriptor, offset, count)
+            except BlockingIOError:
+                _, writable, _ = select.select([], [self.connection], [], SEND_SECONDS)
+                if not writable:
+                    raise TimeoutError("it takes nothing any more") from None
+                continue
+            if sent == 0:
+                raise EOFError
+            return sent
+
+    def _send_blocks(
+        self, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
+    ) -> None:
+        while count:
+            wanted = min(count, LIMITED_BLOCK_BYTES if limit.limited else TLS_BLOCK_BYTES)
+            block = os.pread(descriptor, wanted, offset)
+            if not block:
+                raise EOFError
+            limit.take(len(block))
+            self.connection.sendall(block)
+            offset, count = offset + len(block), count - len(block)
+            on_bytes(len(block))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(64)
+    return listener
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes at once, leaving nothing in the kernel for somebody who was turned away."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        connection.close()
+
+
+def readable_by_others(path: str) -> bool:
+    """Whether a private key lies open to other users."""
+    return bool(Path(path).stat().st_mode & 0o077)
+
+
+__all__ = ["Link", "LinkLost", "NotAllowed", "ProtocolError", "ServerLink", "admit", "dial", "listen", "reset", "tune"]
