@@ -59,7 +59,10 @@ class Identity(Frozen):
 
 
 class PlannedCell(Frozen):
-    """A cell as shown, with what is needed to run it. `ordinals` are the runs still to do, counted from 1."""
+    """A cell as shown, with what is needed to run it. `ordinals` are the runs still to do, counted from 1.
+
+    `run_seconds` is the estimate of one run, `weights_bytes` what the model's file has.
+    """
 
     shown: BenchCell
     identity: Identity | None = None
@@ -68,6 +71,8 @@ class PlannedCell(Frozen):
     disk_needed_bytes: int = 0
     ordinals: tuple[int, ...] = ()
     discarded: int = 0
+    run_seconds: float = 0.0
+    weights_bytes: int = 0
 
     def job(self, ordinal: int) -> JobSpec:
         """The durable job of one run; the same cell and ordinal is the same job, whoever asks for it."""

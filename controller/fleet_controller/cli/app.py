@@ -2,7 +2,19 @@
 
 import typer
 
-from fleet_controller.cli import agent, backends, bench, controller, deploy, endpoints, hosts, results, results_group
+from fleet_controller.cli import (
+    agent,
+    backends,
+    bench,
+    calibrate,
+    choose,
+    controller,
+    deploy,
+    endpoints,
+    hosts,
+    results,
+    results_group,
+)
 
 app = typer.Typer(
     name="fleet",
@@ -30,8 +42,10 @@ def _root(
 
 hosts.register(app)
 deploy.register(app)
+choose.register(app)
 endpoints.register(app)
 bench.register(app)
+calibrate.register(app)
 results.register(app)
 results_group.register(app)
 app.add_typer(agent.app, name="agent")

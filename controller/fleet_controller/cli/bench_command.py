@@ -82,10 +82,10 @@ async def _bench(options: BenchOptions) -> None:
             events = controller.Bench(controller_pb2.RunBenchRequest(plan_id=plan.plan_id))
             finished = await follow_events(events, quiet=options.as_json)
     if options.as_json:
-        print_json(_document(plan, finished, options.dry_run))
+        print_json(plan_document(plan, finished, options.dry_run))
     elif not options.dry_run:
         _print_outcome(finished)
-    _leave(plan, finished)
+    leave(plan, finished)
 
 
 def print_bench_plan(plan: controller_pb2.BenchPlan, with_commands: bool, stream: TextIO) -> None:
@@ -156,7 +156,8 @@ def _print_commands(cell: controller_pb2.BenchCell, stream: TextIO) -> None:
             print(shell_quoted(list(command.argv), environment), file=stream)
 
 
-def _document(plan: controller_pb2.BenchPlan, finished: list[Any], dry_run: bool) -> dict[str, Any]:
+def plan_document(plan: controller_pb2.BenchPlan, finished: list[Any], dry_run: bool) -> dict[str, Any]:
+    """For `--json`: the plan and, where it was run, how each host ended."""
     document: dict[str, Any] = {
         "plan_id": plan.plan_id, "suite": plan.suite, "plan": [plain(cell) for cell in plan.cells]
     }  # fmt: skip
@@ -168,18 +169,25 @@ def _document(plan: controller_pb2.BenchPlan, finished: list[Any], dry_run: bool
 def _print_outcome(finished: list[Any]) -> None:
     rows = []
     for event in finished:
+        report_problems(event)
         result = json.loads(event.json) if event.json else {"cells": []}
         for cell in result["cells"]:
-            if cell["problem"] is not None:
-                what = " ".join(part for part in (cell["model"], cell["quantization"], cell["backend"]) if part)
-                report(f"{event.host}: {what}: {cell['problem']['message']}", cell["problem"]["remedy"])
             for row in cell["rows"]:
                 if row["test_kind"] in SHOWN_KINDS:
                     rows.append(_result_row(event.host, cell, row))
-        if event.HasField("problem") and not result["cells"]:
-            report(f"{event.host}: {event.problem.message}", event.problem.remedy)
     if rows:
         print_table(RESULT_COLUMNS, rows)
+
+
+def report_problems(event: Any) -> None:
+    """What of a host's cells could not be measured, and why."""
+    result = json.loads(event.json) if event.json else {"cells": []}
+    for cell in result["cells"]:
+        if cell["problem"] is not None:
+            what = " ".join(part for part in (cell["model"], cell["quantization"], cell["backend"]) if part)
+            report(f"{event.host}: {what}: {cell['problem']['message']}", cell["problem"]["remedy"])
+    if event.HasField("problem") and not result["cells"]:
+        report(f"{event.host}: {event.problem.message}", event.problem.remedy)
 
 
 def _result_row(host: str, cell: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
@@ -196,7 +204,8 @@ def _result_row(host: str, cell: dict[str, Any], row: dict[str, Any]) -> tuple[s
     )  # fmt: skip
 
 
-def _leave(plan: controller_pb2.BenchPlan, finished: list[Any]) -> None:
+def leave(plan: controller_pb2.BenchPlan, finished: list[Any]) -> None:
+    """Exit code 0 returns; 1 where a cell could not be measured, 3 where all that were not were refused."""
     leave_with(finished)
     refused = any(cell.action == controller_pb2.CELL_ACTION_REFUSE for cell in plan.cells)
     if any(cell.action == controller_pb2.CELL_ACTION_FAIL for cell in plan.cells):

@@ -6,6 +6,15 @@ from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.plan import PlannedCommand
 
 
+class BenchPurpose(StrEnum):
+    """What a bench is for: every cell, only what can still change a decision, or a machine's predictions."""
+
+    UNSPECIFIED = "BENCH_PURPOSE_UNSPECIFIED"
+    MEASURE = "BENCH_PURPOSE_MEASURE"
+    DECIDE = "BENCH_PURPOSE_DECIDE"
+    CALIBRATE = "BENCH_PURPOSE_CALIBRATE"
+
+
 class BenchRequest(Frozen):
     """Empty strings mean: all that can run it, all that fit, as the suite has it."""
 
@@ -28,6 +37,9 @@ class BenchRequest(Frozen):
     engine_path: str = ""
     offline_folder: str = ""
     tokenizer: str = ""
+    purpose: BenchPurpose = BenchPurpose.UNSPECIFIED
+    goal: str = ""
+    budget_seconds: float = 0.0
 
 
 class CellAction(StrEnum):

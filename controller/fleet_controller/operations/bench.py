@@ -5,7 +5,7 @@ takes in what has ended meanwhile, and repeats nothing that is kept.
 """
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fleet_controller.benchmarking.cells import (
@@ -49,19 +49,27 @@ async def bench(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEvent
     for cell in plan.cells:
         if cell.shown.action is CellAction.RUN:
             by_host.setdefault(cell.shown.host, []).append(cell)
-    streams = [_on_host(context, hosts.get(name), name, cells, plan_id) for name, cells in by_host.items()]
+    streams = [on_host(context, hosts.get(name), name, plan_id, _cells_of(cells)) for name, cells in by_host.items()]
     async for event in merged(streams):
         yield event
 
 
-async def _on_host(
-    context: FleetContext, host: Host | None, name: str, cells: list[PlannedCell], plan_id: str
+HostWork = Callable[[FleetContext, Host], AsyncGenerator[HostEvent]]
+
+
+def _cells_of(cells: list[PlannedCell]) -> HostWork:
+    return lambda context, host: _cells(context, host, cells)
+
+
+async def on_host(
+    context: FleetContext, host: Host | None, name: str, plan_id: str, work: HostWork
 ) -> AsyncGenerator[HostEvent]:
+    """One host's part of a plan: started, or joined where it is under way."""
     if host is None:
         gone = Problem(code="no-such-host", message="the host is no longer in hosts.yaml", remedy="repeat the command")
         yield HostEvent(host=name, stage="bench", done=True, problem=gone)
         return
-    async for event in context.running.join((name, "bench", plan_id), plan_id, lambda: _cells(context, host, cells)):
+    async for event in context.running.join((name, "bench", plan_id), plan_id, lambda: work(context, host)):
         yield event
 
 
@@ -77,14 +85,14 @@ async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) ->
                 place = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
                 yield event.model_copy(update={"message": f"{place}{event.message}"})
         except Exception as error:
-            problem = _explained(problem_of(error), cell)
+            problem = explained(problem_of(error), cell)
             problems.append(problem)
-            yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}: {problem.message}")
+            yield HostEvent(host=host.name, stage="bench", message=f"{name_of(cell)}: {problem.message}")
             if isinstance(error, TransportError):
-                outcomes.append(_outcome(cell, results, problem))
+                outcomes.append(outcome_of(cell, results, problem))
                 break
-        outcomes.append(_outcome(cell, results, problem))
-    yield _end(host, outcomes, problems)
+        outcomes.append(outcome_of(cell, results, problem))
+    yield ended(host, outcomes, problems)
 
 
 async def measure_cell(
@@ -93,11 +101,11 @@ async def measure_cell(
     """Every run of a cell that is still to do; the rows are kept, and added to `kept`. Raises what went wrong."""
     for position, ordinal in enumerate(cell.ordinals, start=1):
         which = f" (run {position} of {len(cell.ordinals)})" if len(cell.ordinals) > 1 else ""
-        yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}{which}")
+        yield HostEvent(host=host.name, stage="bench", message=f"{name_of(cell)}{which}")
         async for event in _run(context, host, cell, ordinal, kept):
             yield event
         figures = [result for result in kept if result.run_id == run_id(cell.shown.cell_id, ordinal)]
-        yield HostEvent(host=host.name, stage="bench", message=f"{_name(cell)}{which}: {_text(figures)}")
+        yield HostEvent(host=host.name, stage="bench", message=f"{name_of(cell)}{which}: {_text(figures)}")
 
 
 async def _run(
@@ -107,7 +115,7 @@ async def _run(
     job = cell.job(ordinal)
     async with context.pool.client(host) as agent:
         known = await agent.list_jobs()
-    ended = _ended_well(known, job)
+    ended = ended_well(known, job)
     if ended is not None:
         found: list[dict[str, Any]] = []
         async for event in follow_job(context, host, ended.job_id, job.steps, found):
@@ -126,7 +134,7 @@ async def _run(
     kept += _keep(context, cell, last[-1] if last else job.job_id, ordinal, _measured(answers, cell))
 
 
-def _ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
+def ended_well(known: tuple[JobStatus, ...], job: JobSpec) -> JobStatus | None:
     attempts = [status for status in known if is_attempt_of(status.job_id, job.job_id)]
     if any(not status.state.final for status in attempts):
         return None
@@ -160,7 +168,7 @@ def _keep(context: FleetContext, cell: PlannedCell, job_id: str, ordinal: int, r
     return results
 
 
-def _explained(problem: Problem, cell: PlannedCell) -> Problem:
+def explained(problem: Problem, cell: PlannedCell) -> Problem:
     """llama-benchy's own last line speaks of the network where it found no tokenizer on the host."""
     told = " ".join((problem.message, *problem.tail))
     if cell.shown.client != "llama-benchy" or problem.code != "tool-failed" or "huggingface.co" not in told:
@@ -170,7 +178,7 @@ def _explained(problem: Problem, cell: PlannedCell) -> Problem:
     return problem.model_copy(update={"message": message, "remedy": remedy})
 
 
-def _name(cell: PlannedCell) -> str:
+def name_of(cell: PlannedCell) -> str:
     shown = cell.shown
     return " ".join(part for part in (shown.model, shown.quantization, shown.backend, shown.client) if part)
 
@@ -187,7 +195,7 @@ def _figure(result: Result) -> str:
     return f"{mean:,.{digits}f}{deviation}"
 
 
-def _outcome(cell: PlannedCell, results: list[Result], problem: Problem | None) -> dict[str, Any]:
+def outcome_of(cell: PlannedCell, results: list[Result], problem: Problem | None) -> dict[str, Any]:
     shown = cell.shown
     rows = [
         {**result.model_dump(mode="json", exclude={"tool_fields"}), "test": result.test, "unit": result.unit}
@@ -208,7 +216,7 @@ def _outcome(cell: PlannedCell, results: list[Result], problem: Problem | None) 
     }
 
 
-def _end(host: Host, outcomes: list[dict[str, Any]], problems: list[Problem]) -> HostEvent:
+def ended(host: Host, outcomes: list[dict[str, Any]], problems: list[Problem]) -> HostEvent:
     measured = sum(outcome["state"] == "measured" for outcome in outcomes)
     problem = problems[0] if problems else None
     if problem is not None and len(outcomes) > 1:

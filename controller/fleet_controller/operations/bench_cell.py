@@ -8,7 +8,7 @@ from fleet_controller.benchmarking.suites import Part
 from fleet_controller.domain.base import EnvironmentVariable, Problem
 from fleet_controller.domain.benches import BenchCell, CellAction
 from fleet_controller.domain.services import ServiceSpec, ServiceStatus
-from fleet_controller.domain.steps import BenchServer, BenchStep, DeviceWatch, Step
+from fleet_controller.domain.steps import BenchServer, BenchStep, DeviceWatch, GeneratedModel, Step
 from fleet_controller.operations.bench_case import Case, CellStopped, in_the_way
 from fleet_controller.operations.bench_identity import identity_of
 from fleet_controller.operations.bench_kept import estimated, kept_runs
@@ -37,6 +37,7 @@ def planned_cell(
     weights_bytes: int = 0,
     serve: bool = False,
     foreign_port: int = 0,
+    generated: GeneratedModel | None = None,
 ) -> PlannedCell:
     installation = install_client(case.facts, client, subject.installation, case.request.offline_folder)
     paused = _paused(case, spec, running.spec.name if running is not None else "")
@@ -44,6 +45,7 @@ def planned_cell(
         EnvironmentVariable(name=key, value=value) for key, value in sorted(case.host.environment.items())
     )
     step = _step(case, subject, client, part, spec, running, installation, job_environment, serve, foreign_port)
+    step = step.model_copy(update={"generated": generated})
     identity = identity_of(case, name, quantization, artifact, digest, subject, client, part, spec, step)
     measuring = Step(name=f"measure with {client.name}", bench=step)
     of_client = installation.steps if installation is not subject.installation else ()
@@ -90,6 +92,8 @@ def planned_cell(
         disk_needed_bytes=disk_bytes + extra_disk,
         ordinals=ordinals,
         discarded=1 if subject.discards_first and client.name == "llama-bench" else 0,
+        run_seconds=estimate.seconds / max(len(ordinals), 1),
+        weights_bytes=weights_bytes,
     )
 
 
@@ -121,7 +125,7 @@ def _step(
     step = step.model_copy(
         update={
             "watch": _watch(case, spec.gpu_indices),
-            "server": _server(spec) if serve else None,
+            "server": server_of(spec) if serve else None,
             "environment": _beyond(job_environment, step.environment, spec.environment if not client.over_http else ()),
             "pause_services": case.request.pause_services,
             "service": measured,
@@ -145,7 +149,7 @@ def _watch(case: Case, gpu_indices: tuple[int, ...]) -> DeviceWatch:
     )
 
 
-def _server(spec: ServiceSpec) -> BenchServer:
+def server_of(spec: ServiceSpec) -> BenchServer:
     words = list(spec.arguments)
     for position, word in enumerate(words[:-1]):
         if word == "--port":

@@ -2,16 +2,20 @@
 
 import asyncio
 import hashlib
+from pathlib import Path
 
+from fleet_controller.benchmarking.calibration import Calibration, load_calibration
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.benchmarking.suites import Suite, SuiteError, load_suite
 from fleet_controller.domain.base import Frozen, Problem
-from fleet_controller.domain.benches import BenchRequest, CellAction
+from fleet_controller.domain.benches import BenchPurpose, BenchRequest, CellAction
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
+from fleet_controller.operations.bench_candidates import with_reasons
 from fleet_controller.operations.bench_case import Case, stopped_cell
 from fleet_controller.operations.bench_models import cells_of
 from fleet_controller.operations.bench_served import endpoint_cells
+from fleet_controller.operations.calibrate_cells import calibration_cells
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import HostState, gather_state
 from fleet_controller.operations.problems import OperationError
@@ -23,10 +27,15 @@ class StoredBenchPlan(Frozen):
     plan_id: str
     suite: str
     cells: tuple[PlannedCell, ...]
+    request: BenchRequest = BenchRequest()
 
 
 async def plan_bench(context: FleetContext, request: BenchRequest) -> StoredBenchPlan:
     """Raises OperationError where the request itself cannot be met."""
+    if request.purpose is BenchPurpose.CALIBRATE:
+        calibration = _calibration(context)
+        cells = await calibration_cells(context, request, calibration)
+        return _kept(context, request, calibration.suite, cells)
     suite = _suite(context, request)
     if request.endpoint:
         cells = await endpoint_cells(context, request, suite)
@@ -34,9 +43,15 @@ async def plan_bench(context: FleetContext, request: BenchRequest) -> StoredBenc
         if not request.models and not request.repository:
             raise OperationError("no-model", "name a model", "fleet models lists them", usage=True)
         cells = await _model_cells(context, request, suite)
+    if request.purpose is BenchPurpose.DECIDE:
+        cells = with_reasons(context, request, cells)
+    return _kept(context, request, suite, cells)
+
+
+def _kept(context: FleetContext, request: BenchRequest, suite: Suite, cells: list[PlannedCell]) -> StoredBenchPlan:
     body = "".join(cell.model_dump_json() for cell in cells)
     plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]
-    plan = StoredBenchPlan(plan_id=plan_id, suite=suite.name, cells=tuple(cells))
+    plan = StoredBenchPlan(plan_id=plan_id, suite=suite.name, cells=tuple(cells), request=request)
     context.database.save_plan(f"bench-{plan_id}", plan.model_dump_json())
     return plan
 
@@ -48,9 +63,21 @@ def load_bench_plan(context: FleetContext, plan_id: str) -> StoredBenchPlan:
     return StoredBenchPlan.model_validate_json(body)
 
 
-def _suite(context: FleetContext, request: BenchRequest) -> Suite:
+def _calibration(context: FleetContext) -> Calibration:
     try:
-        suite = load_suite(request.suite or "quick", context.settings.hosts_file.parent / "suites")
+        return load_calibration(_own_suites(context))
+    except SuiteError as error:
+        raise OperationError(error.code, error.message, error.remedy, usage=True) from None
+
+
+def _own_suites(context: FleetContext) -> Path:
+    return context.settings.hosts_file.parent / "suites"
+
+
+def _suite(context: FleetContext, request: BenchRequest) -> Suite:
+    usual = "decide" if request.purpose is BenchPurpose.DECIDE else "quick"
+    try:
+        suite = load_suite(request.suite or usual, _own_suites(context))
     except SuiteError as error:
         raise OperationError(error.code, error.message, error.remedy, usage=True) from None
     changes = {

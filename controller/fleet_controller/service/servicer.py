@@ -159,9 +159,9 @@ class ControllerServicer(GeneratedServicer):
         return controller_pb2.BenchPlan(plan_id=plan.plan_id, suite=plan.suite, cells=cells)
 
     async def Bench(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        from fleet_controller.operations.bench import bench
+        from fleet_controller.operations.bench_purposes import run_bench
 
-        async for message in _stream(bench(self._context, request.plan_id), controller_pb2.HostEvent, context):
+        async for message in _stream(run_bench(self._context, request.plan_id), controller_pb2.HostEvent, context):
             yield message
 
     async def ListResults(self, request: Any, context: Any) -> AsyncIterator[Any]:
@@ -193,6 +193,25 @@ class ControllerServicer(GeneratedServicer):
             await _abort(context, error)
         files = [controller_pb2.ImportedFile(name=name, added=added, known=known) for name, added, known in imported]
         return controller_pb2.ImportResultsReply(files=files)
+
+    async def Choose(self, request: Any, context: Any) -> controller_pb2.ChooseReply:
+        from fleet_controller.operations.choosing import ChooseRequest, choose, goal_of
+        from fleet_controller.operations.choosing_options import Question
+
+        try:
+            floor = request.quality_floor if request.HasField("quality_floor") else None
+            wanted = ChooseRequest(
+                models=tuple(request.models),
+                pattern=request.pattern,
+                question=Question(goal_of(request.goal), floor, request.depth),
+                context_tokens=request.context_length if request.HasField("context_length") else None,
+                repository=request.repository,
+                last_known=request.last_known,
+            )
+            hosts = await choose(self._context, wanted)
+        except Exception as error:
+            await _abort(context, error)
+        return controller_pb2.ChooseReply(hosts=[to_wire(host, controller_pb2.HostChoice) for host in hosts])
 
     async def Shutdown(self, request: Any, context: Any) -> controller_pb2.ShutdownControllerReply:
         self._end()

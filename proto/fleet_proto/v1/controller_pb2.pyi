@@ -2534,6 +2534,7 @@ class ChoiceOption(_message.Message):
     JOULES_PER_TOKEN_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    ON_REQUEST_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     quantization: _builtins.str
     runtime: _builtins.str
@@ -2554,6 +2555,8 @@ class ChoiceOption(_message.Message):
     margin_bytes: _builtins.int
     offload_bytes: _builtins.int
     fit_text: _builtins.str
+    on_request: _builtins.str
+    """why a deploy takes it only where its user names the backend"""
     @_builtins.property
     def decode(self) -> Global___ChoiceFigure: ...
     @_builtins.property
@@ -2594,10 +2597,11 @@ class ChoiceOption(_message.Message):
         joules_per_token: Global___ChoiceFigure | None = ...,
         quality: Global___QualityScore | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        on_request: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decode", b"_decode", "_joules_per_token", b"_joules_per_token", "_margin_bytes", b"_margin_bytes", "_prefill", b"_prefill", "_quality", b"_quality", "_throughput", b"_throughput", "decode", b"decode", "joules_per_token", b"joules_per_token", "margin_bytes", b"margin_bytes", "prefill", b"prefill", "quality", b"quality", "throughput", b"throughput"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode", b"_decode", "_joules_per_token", b"_joules_per_token", "_margin_bytes", b"_margin_bytes", "_prefill", b"_prefill", "_quality", b"_quality", "_throughput", b"_throughput", "artifact_format", b"artifact_format", "artifact_hash", b"artifact_hash", "backend", b"backend", "bits_per_weight", b"bits_per_weight", "context_tokens", b"context_tokens", "decode", b"decode", "excluded", b"excluded", "fit", b"fit", "fit_text", b"fit_text", "fully_fitting_context", b"fully_fitting_context", "held_back", b"held_back", "installed", b"installed", "joules_per_token", b"joules_per_token", "longest_context", b"longest_context", "margin_bytes", b"margin_bytes", "notes", b"notes", "offload_bytes", b"offload_bytes", "place", b"place", "prefill", b"prefill", "quality", b"quality", "quantization", b"quantization", "repository", b"repository", "runtime", b"runtime", "throughput", b"throughput", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode", b"_decode", "_joules_per_token", b"_joules_per_token", "_margin_bytes", b"_margin_bytes", "_prefill", b"_prefill", "_quality", b"_quality", "_throughput", b"_throughput", "artifact_format", b"artifact_format", "artifact_hash", b"artifact_hash", "backend", b"backend", "bits_per_weight", b"bits_per_weight", "context_tokens", b"context_tokens", "decode", b"decode", "excluded", b"excluded", "fit", b"fit", "fit_text", b"fit_text", "fully_fitting_context", b"fully_fitting_context", "held_back", b"held_back", "installed", b"installed", "joules_per_token", b"joules_per_token", "longest_context", b"longest_context", "margin_bytes", b"margin_bytes", "notes", b"notes", "offload_bytes", b"offload_bytes", "on_request", b"on_request", "place", b"place", "prefill", b"prefill", "quality", b"quality", "quantization", b"quantization", "repository", b"repository", "runtime", b"runtime", "throughput", b"throughput", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decode: _TypeAlias = _typing.Literal["decode"]  # noqa: Y015
     _WhichOneofArgType__decode: _TypeAlias = _typing.Literal["_decode", b"_decode"]  # noqa: Y015

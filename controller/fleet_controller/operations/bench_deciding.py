@@ -1,0 +1,132 @@
+"""Benches that stop as soon as the decision cannot change: one cell after the other, each chosen by what is known then.
+
+What was measured is in the database when the next cell is chosen, and nothing else is remembered: the same command,
+after whatever died in the middle, joins what runs and goes on from there.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from fleet_controller.benchmarking.cells import PlannedCell
+from fleet_controller.choosing.elimination import Run, Stop, next_run
+from fleet_controller.choosing.explain import explain
+from fleet_controller.choosing.options import Goal
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.benches import CellAction
+from fleet_controller.domain.events import HostEvent
+from fleet_controller.fanout import merged
+from fleet_controller.operations.bench import HostWork, ended, explained, measure_cell, on_host, outcome_of
+from fleet_controller.operations.bench_candidates import Contest, contest, goal_of
+from fleet_controller.operations.bench_kept import kept_runs
+from fleet_controller.operations.bench_plan import StoredBenchPlan, load_bench_plan
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.problems import problem_of
+from fleet_controller.results.columns import Result
+from fleet_controller.transport.errors import TransportError
+from fleet_inventory.hosts import Host
+
+
+async def decide_by_bench(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEvent]:
+    """Each host ends with one `done` event that says what was decided there, what ran and what did not have to."""
+    plan = load_bench_plan(context, plan_id)
+    hosts = context.inventory().hosts
+    by_host: dict[str, list[PlannedCell]] = {}
+    for cell in plan.cells:
+        if cell.identity is not None:
+            by_host.setdefault(cell.shown.host, []).append(cell)
+    open_hosts = {
+        name: cells for name, cells in by_host.items() if any(one.shown.action is CellAction.RUN for one in cells)
+    }
+    streams = [
+        on_host(context, hosts.get(name), name, plan_id, _work(plan, cells)) for name, cells in open_hosts.items()
+    ]
+    async for event in merged(streams):
+        yield event
+
+
+def _work(plan: StoredBenchPlan, cells: Sequence[PlannedCell]) -> HostWork:
+    goal, budget = goal_of(plan.request), plan.request.budget_seconds or None
+    return lambda context, host: _Deciding(context, host, cells, goal, budget).run()
+
+
+class _Deciding:
+    """One host's decision under way."""
+
+    def __init__(
+        self, context: FleetContext, host: Host, cells: Sequence[PlannedCell], goal: Goal, budget: float | None
+    ) -> None:
+        self._context = context
+        self._host = host
+        self._cells = cells
+        self._goal = goal
+        self._budget = budget
+        self._broken: dict[str, Problem] = {}
+        self._outcomes: list[dict[str, Any]] = []
+        self._ran: list[str] = []
+
+    async def run(self) -> AsyncGenerator[HostEvent]:
+        started = time.monotonic()
+        lost = False
+        while True:
+            standing = contest(self._context, self._cells, self._goal, self._broken)
+            left = None if self._budget is None else self._budget - (time.monotonic() - started)
+            step = next_run(standing.candidates.values(), standing.faster, left)
+            if isinstance(step, Stop) or lost:
+                break
+            yield self._event(f"next: {step.name}, {step.text}{_rules_out(step)}")
+            cell = standing.cells[step.name]
+            results: list[Result] = []
+            problem: Problem | None = None
+            try:
+                async for event in measure_cell(self._context, self._host, self._once_more(cell), results):
+                    yield event
+                self._ran.append(step.name)
+            except Exception as error:
+                problem = explained(problem_of(error), cell)
+                self._broken[step.name] = problem
+                lost = isinstance(error, TransportError)
+                yield self._event(f"{step.name}: {problem.message}")
+            self._outcomes.append(outcome_of(cell, results, problem))
+        end = ended(self._host, self._outcomes, list(self._broken.values()))
+        stop = step if isinstance(step, Stop) else None
+        yield decided(end, standing, stop, self._ran)
+
+    def _once_more(self, cell: PlannedCell) -> PlannedCell:
+        present, _ = kept_runs(self._context, cell.shown.cell_id)
+        return cell.model_copy(update={"ordinals": (present + 1,)})
+
+    def _event(self, message: str) -> HostEvent:
+        return HostEvent(host=self._host.name, stage="bench", message=message)
+
+
+def _rules_out(step: Run) -> str:
+    return f"; it may rule out {', '.join(step.rules_out)}" if step.rules_out else ""
+
+
+def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[str]) -> HostEvent:
+    """The end of a host with its decision: what won and why, what never ran, and the time that this saved."""
+    import json
+
+    needless = {
+        name: cell for name, cell in standing.cells.items() if name not in ran and not standing.candidates[name].runs
+    }
+    saved = sum(cell.run_seconds for cell in needless.values())
+    chosen = standing.decision.chosen
+    by = {item.name: item.by for item in standing.out}
+    decision = {
+        "goal": standing.goal.value,
+        "why": stop.why.value if stop is not None else "lost",
+        "text": stop.text if stop is not None else "the host was lost",
+        "chosen": chosen.option.name if chosen is not None else None,
+        "leaders": list(stop.leaders) if stop is not None else [],
+        "ran": list(ran),
+        "not_run": [
+            {"name": name, "better": by.get(name, ""), "seconds": cell.run_seconds} for name, cell in needless.items()
+        ],
+        "saved_seconds": saved,
+        "explanation": explain(standing.decision),
+    }
+    result = json.loads(end.result_json) if end.result_json else {"cells": []}
+    message = f"{decision['text']}; {len(ran)} runs"
+    return end.model_copy(update={"result_json": json.dumps({**result, "decision": decision}), "message": message})

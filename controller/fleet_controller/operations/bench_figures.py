@@ -1,0 +1,123 @@
+"""What is known of the speed of a planned cell: its own runs first, then all that `fleet choose` goes by."""
+
+import math
+from collections.abc import Sequence
+
+from fleet_controller.benchmarking.cells import PlannedCell
+from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
+from fleet_controller.choosing.options import Certainty, Figure, Option
+from fleet_controller.choosing.reference import device_named, runtime_of, uses_flash_attention
+from fleet_controller.choosing.work import Cell, EngineFacts, Phase
+from fleet_controller.domain.plan import FitVerdict
+from fleet_controller.domain.resolved import ResolvedModel
+from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts
+from fleet_controller.results.columns import Metric, Result, Status
+from fleet_controller.results.comparability import error_bar
+from fleet_controller.results.store import Filter, select_results
+from fleet_controller.state import StateDatabase
+
+_METRICS = {Metric.PREFILL: "prefill", Metric.DECODE: "decode", Metric.ENERGY: "joules_per_token"}
+
+
+def option_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) -> tuple[Option, int]:
+    """A cell as an option with all figures that there are, and how many runs of it are kept."""
+    identity = cell.identity
+    assert identity is not None
+    model = knowledge.facts_of(ResolvedModel(name=identity.model))
+    bits = cell.weights_bytes * 8 / model.parameters if cell.weights_bytes and model.parameters else 0.0
+    option = Option(
+        backend=identity.backend,
+        quantization=identity.quantization,
+        version=identity.backend_version,
+        fit=FitVerdict.FITS,
+        bits_per_weight=bits,
+        repository=identity.artifact if not identity.quantization else "",
+    )
+    own = own_rows(cell, database)
+    wanted = _wanted(cell, model)
+    rows = knowledge.rows_of(wanted.models)
+    figures: dict[str, Figure | None] = {
+        "decode": speed_of(wanted, Metric.DECODE, rows, knowledge.speed),
+        "prefill": speed_of(wanted, Metric.PREFILL, rows, knowledge.speed),
+        "joules_per_token": energy_of(wanted, rows),
+    }
+    figures |= {name: figure for kind, name in _METRICS.items() if (figure := _pooled(own, kind)) is not None}
+    return option.model_copy(update=figures), len({row.run_id for row in own})
+
+
+def own_rows(cell: PlannedCell, database: StateDatabase) -> list[Result]:
+    """Rows of the runs of this very cell."""
+    prefix = f"bench-{cell.shown.cell_id}-r"
+    runs = database.connection.execute(
+        "SELECT DISTINCT run_id FROM results WHERE run_id LIKE ? AND status = ?", (f"{prefix}%", Status.MEASURED)
+    ).fetchall()
+    names = tuple(row[0] for row in runs)
+    return [row for _, row in select_results(database, Filter(run_ids=names))] if names else []
+
+
+def _pooled(rows: Sequence[Result], kind: Metric) -> Figure | None:
+    """The runs of one cell have one fingerprint, so their repetitions are one sample."""
+    found = [row for row in rows if row.test_kind is kind and row.mean]
+    if not found:
+        return None
+    samples = tuple(sample for row in found for sample in row.samples) or tuple(row.mean or 0.0 for row in found)
+    mean = math.fsum(samples) / len(samples)
+    together = found[-1].model_copy(update={"samples": samples, "mean": mean, "repetitions": len(samples)})
+    low, high = error_bar(together) or (mean, mean)
+    text = f"this host, {found[-1].test}" + (f", {len(found)} runs" if len(found) > 1 else "")
+    return Figure(value=mean, low=max(low, 0.0), high=high, certainty=Certainty.MEASURED, source=text)
+
+
+def _wanted(cell: PlannedCell, model: ModelFacts) -> Wanted:
+    identity = cell.identity
+    assert identity is not None
+    return Wanted(
+        machine=Machine(host=identity.host, chip=identity.chip, device_count=identity.device_count),
+        models=model.names,
+        quantization=identity.quantization,
+        backend=identity.backend,
+        version=identity.backend_version,
+        client=identity.client,
+        weights_bytes=cell.weights_bytes or None,
+        depth=identity.part.depths[0],
+        cells=tuple(_speed_cells(cell, model)),
+    )
+
+
+def speed_cells(cell: PlannedCell, knowledge: Knowledge) -> list[tuple[Phase, Cell]]:
+    """What a prediction needs; nothing where model or chip are not known."""
+    assert cell.identity is not None
+    return _speed_cells(cell, knowledge.facts_of(ResolvedModel(name=cell.identity.model)))
+
+
+def _speed_cells(cell: PlannedCell, model: ModelFacts) -> list[tuple[Phase, Cell]]:
+    identity = cell.identity
+    assert identity is not None
+    device = device_named(identity.chip)
+    if device is None or model.work is None or not cell.weights_bytes or identity.device_count > 1:
+        return []
+    flash = uses_flash_attention(identity.backend, identity.client, identity.backend_version, identity.flags)
+    engine = EngineFacts(
+        backend=identity.backend,
+        runtime=runtime_of(device),
+        version=identity.backend_version,
+        flash_attention=flash,
+    )
+    tokens = {Phase.DECODE: identity.part.generation_tokens, Phase.PREFILL: identity.part.prompt_tokens}
+    return [
+        (
+            phase,
+            Cell(
+                model=model.work,
+                device=device,
+                engine=engine,
+                quantization=identity.quantization,
+                weights_bytes=float(cell.weights_bytes),
+                phase=phase,
+                tokens=count,
+                depth=identity.part.depths[0],
+            ),
+        )
+        for phase, count in tokens.items()
+        if count
+    ]

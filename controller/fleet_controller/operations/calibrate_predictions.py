@@ -1,0 +1,103 @@
+"""What a host's calibration does to its predictions: the same cells predicted without its rows, and with them."""
+
+from collections.abc import Iterator, Sequence
+
+from fleet_controller.benchmarking.calibration import is_calibration
+from fleet_controller.benchmarking.cells import Identity
+from fleet_controller.choosing.reference import device_named, runtime_of, uses_flash_attention
+from fleet_controller.choosing.work import Cell, EngineFacts, Phase, work_of
+from fleet_controller.domain.base import Frozen
+from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.results.columns import Result
+from fleet_controller.state import StateDatabase
+from fleet_inventory.catalog import Catalog
+from fleet_inventory.model_file import ArtifactFormat, Model
+
+DECODE_TOKENS, PREFILL_TOKENS = 64, 512
+
+
+class Interval(Frozen):
+    """Tokens/s with the 80 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def factor(self) -> float:
+        """How many times the low end the high end is."""
+        return self.high / self.low
+
+
+class Foretold(Frozen):
+    """One cell's prediction without a host's calibration and with it."""
+
+    model: str
+    quantization: str
+    test: str
+    before: Interval
+    after: Interval
+
+
+def foretold(
+    database: StateDatabase, catalog: Catalog, models: Sequence[str], identity: Identity
+) -> tuple[Foretold, ...]:
+    """Predictions for the catalog's GGUF files of these models on the host of `identity`, which was calibrated.
+
+    Empty where nothing can be said of the chip. Raises CatalogError for a model that is not in the catalog.
+    """
+
+    def of_this_host(row: Result) -> bool:
+        return row.host == identity.host and is_calibration(row.model)
+
+    after = Knowledge(database, catalog)
+    before = Knowledge(database, catalog, without=of_this_host)
+    found = []
+    for name in models:
+        model, quantization = catalog.resolve(name)
+        for cell, test in _cells(model, quantization or "", identity):
+            found.append(
+                Foretold(
+                    model=model.name,
+                    quantization=cell.quantization,
+                    test=test,
+                    before=_interval(before, cell),
+                    after=_interval(after, cell),
+                )
+            )
+    return tuple(found)
+
+
+def _interval(knowledge: Knowledge, cell: Cell) -> Interval:
+    told = knowledge.speed().predict(cell)
+    return Interval(value=told.tokens_per_second, low=told.low, high=told.high)
+
+
+def _cells(model: Model, quantization: str, identity: Identity) -> Iterator[tuple[Cell, str]]:
+    """Decode and prefill of each GGUF file whose size is known, as a bench of the engine's own tool would run them."""
+    device = device_named(identity.chip)
+    if device is None:
+        return
+    version = identity.backend_version
+    engine = EngineFacts(
+        backend=identity.backend,
+        runtime=runtime_of(device),
+        version=version,
+        flash_attention=uses_flash_attention(identity.backend, identity.client, version, ""),
+    )
+    for artifact in model.artifacts:
+        wanted = not quantization or artifact.quantization.lower() == quantization.lower()
+        if artifact.format is ArtifactFormat.GGUF and artifact.size_bytes and wanted:
+            for phase, tokens in ((Phase.PREFILL, PREFILL_TOKENS), (Phase.DECODE, DECODE_TOKENS)):
+                yield (
+                    Cell(
+                        model=work_of(model.name, model.architecture),
+                        device=device,
+                        engine=engine,
+                        quantization=artifact.quantization,
+                        weights_bytes=float(artifact.size_bytes),
+                        phase=phase,
+                        tokens=tokens,
+                    ),
+                    f"{phase.value}{tokens}",
+                )
