@@ -184,6 +184,9 @@ class Settings(Frozen):
         None, description="Jump host as in ssh -J: [user@]host[:port], several separated by commas"
     )
     transport: Transport | None = Field(None, description="How to reach the agent; ssh unless said otherwise")
+    tls_port: Annotated[int, Field(ge=1024, le=65535, strict=True)] | None = Field(
+        None, description="Port of the agent for transport tls; 7443 unless said otherwise"
+    )
     labels: Labels | None = Field(None, description="Free words about a host; patterns select by key=value")
     environment: Environment | None = Field(None, description="Variables for installs, downloads and model servers")
     model_dir: AbsolutePath | None = Field(None, description="Folder with model files that are already on the host")

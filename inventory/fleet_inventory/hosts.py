@@ -21,6 +21,9 @@ from fleet_inventory.problems import did_you_mean, line_message, listing, valida
 __all__ = ["Host", "Inventory", "InventoryError", "Limits", "PortRange", "Transport", "load_inventory"]
 
 
+TLS_PORT = 7443  # of the agent, for transport tls
+
+
 class Limits(Frozen):
     """What services on a host may take. None: the planner's own default."""
 
@@ -40,6 +43,7 @@ class Host(Frozen):
     groups: tuple[str, ...] = ()
     labels: dict[str, str] = Field(default_factory=dict)
     transport: Transport = Transport.SSH
+    tls_port: int = TLS_PORT
     environment: dict[str, str] = Field(default_factory=dict)
     model_dir: str | None = None
     limits: Limits = Limits()
@@ -112,7 +116,7 @@ def _host(name: str, address: str, groups: tuple[str, ...], layers: list[Setting
     merged: dict[str, dict[str, str]] = {"labels": {}, "environment": {}, "tools": {}}
     limits: dict[str, object] = {}
     for layer in layers:
-        for key in ("user", "port", "jump", "transport", "model_dir", "agent_root", "python", "hub_token"):
+        for key in ("user", "port", "jump", "transport", "tls_port", "model_dir", "agent_root", "python", "hub_token"):
             if getattr(layer, key) is not None:
                 values[key] = getattr(layer, key)
         for key, mapping in merged.items():

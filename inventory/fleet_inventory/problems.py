@@ -33,7 +33,8 @@ def line_message(document: Document, key_path: KeyPath, text: str) -> tuple[int,
     """A line number and the whole message, `hosts.yaml:12: hosts.gpu1.prot: ...`."""
     line = document.line_of(key_path)
     where = f"{document.path}:{line}"
-    return line, f"{where}: {dotted(key_path)}: {text}" if key_path else f"{where}: {text}"
+    said = " ".join(text.splitlines())  # a value may hold a line break of any of Unicode's kinds
+    return line, f"{where}: {dotted(key_path)}: {said}" if key_path else f"{where}: {said}"
 
 
 def dotted(key_path: KeyPath) -> str:

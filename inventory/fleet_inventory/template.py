@@ -31,7 +31,8 @@ defaults:
 #  user: lab                         # login name; without it, ssh_config decides
 #  port: 22                          # SSH port; without it, ssh_config decides
 #  jump: lab@gateway.example.org:22  # as in ssh -J; several separated by commas
-#  transport: ssh                    # ssh, tls, or local for this machine
+#  transport: ssh                    # ssh, tls (needs an open port), or local for this machine
+#  tls_port: 7443                    # of the agent, for transport tls
 #  model_dir: /data/models           # model files that are already on the hosts
 #  hub_token: env:HF_TOKEN           # or file:~/.config/fleet/hub-token, of mode 0600; never the token itself
 #  environment:                      # for installs, downloads and model servers

@@ -249,6 +249,12 @@ def test_endless_brackets_are_one_message(tmp_path: Path) -> None:
     assert "nested too deeply" in found or "cannot be read as YAML" in found
 
 
+def test_a_value_of_two_lines_is_one_message(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "'one\n\n  two\u2028three'")
+    assert "one" in found
+    assert len(found.splitlines()) == 1
+
+
 LINES = st.sampled_from(
     ["defaults:", "groups:", "hosts:", "gpu1:", "port: 22", "port: x", "- a", "&a", "*a", "<<: *a", "{", "}", "[b]",
      "labels:", "environment: {HF_HOME: /x}", "limits: {ports: 1-2}", "# c", "\t", "'", "? k", ": v", "!!int x", "---"]

@@ -35,8 +35,8 @@ class Identity:
     port: int
 
     @property
-    def authority_sha256(self) -> bytes:
-        return hashlib.sha256(self.authority_pem.encode()).digest()
+    def authority_sha256(self) -> str:
+        return hashlib.sha256(self.authority_pem.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

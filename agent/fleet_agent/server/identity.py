@@ -32,8 +32,8 @@ class IdentityCalls:
             self._store.install(
                 request.key_id,
                 request.replace,
-                certificate_pem=request.certificate_pem.decode("ascii"),
-                authority_pem=request.authority_pem.decode("ascii"),
+                certificate_pem=request.certificate_pem,
+                authority_pem=request.authority_pem,
                 controller_name=request.controller_name,
                 bind_address=request.bind_address or "0.0.0.0",
                 port=request.port,
@@ -56,6 +56,6 @@ class IdentityCalls:
             enrolled=identity is not None,
             listening=self._listener.listening,
             port=identity.port if identity else 0,
-            authority_sha256=identity.authority_sha256 if identity else b"",
+            authority_sha256=identity.authority_sha256 if identity else "",
             problem=self._listener.problem,
         )

@@ -1,4 +1,4 @@
-"""`fleet agent status | upgrade | restart | remove`."""
+"""`fleet agent status | upgrade | restart | remove | revoke`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def manage_agents(
             return _restart(host, pool)
         if action is AgentAction.REMOVE:
             return _remove(host, pool, purge, keep_services)
+        if action is AgentAction.REVOKE:
+            return _revoke(host, pool)
         raise ValueError(f"no such action: {action}")
 
     return over_hosts(hosts, stream)
@@ -112,12 +114,25 @@ async def _remove(host: Host, pool: AgentPool, purge: bool, keep_services: bool)
         await agentctl(link, agent.machine_dir, "uninstall")
         await _delete(link, agent, purge)
     pool.remember(host, "")
+    pool.identities.forget(host.name)
     await pool.drop(host)
     left = "nothing of it is left but model files" if purge else f"engines and state are left in {agent.machine_dir}"
     running = "; model servers run on, without anybody to look after them" if keep_services else ""
     yield HostEvent(
         host=host.name, stage="remove", message=f"agent removed, {left}{running}", done=True, changed=True
     )  # fmt: skip
+
+
+async def _revoke(host: Host, pool: AgentPool) -> AsyncGenerator[HostEvent]:
+    """Asks nobody: it is for a host that was stolen, or whose disk was read, as well."""
+    changed = pool.identities.revoke(host.name)
+    await pool.drop(host)
+    message = (
+        f"its certificate counts no more; fleet up {host.name} gives it another, over SSH"
+        if changed
+        else "unchanged: it has no certificate that counts"
+    )
+    yield HostEvent(host=host.name, stage="revoke", message=message, done=True, changed=changed)
 
 
 async def _end_work(host: Host, pool: AgentPool, keep_services: bool) -> list[str]:

@@ -6,9 +6,11 @@ import asyncio
 import shlex
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fleet_controller.bringup.enrolment import settle_identity
 from fleet_controller.bringup.install import Installed, install, pack
 from fleet_controller.bringup.interpreter import InstallChoice, choose_interpreter, platform_words
 from fleet_controller.bringup.options import UpOptions
@@ -26,10 +28,17 @@ from fleet_controller.transport.discovery import (
     place_variables,
     probe,
 )
-from fleet_controller.transport.errors import BringUpFailed, HostUnreachable, NoAgent, ProtocolSkew, TransportError
+from fleet_controller.transport.errors import (
+    BringUpFailed,
+    HostUnreachable,
+    NoAgent,
+    NotEnrolled,
+    ProtocolSkew,
+    TransportError,
+)
 from fleet_controller.transport.link import HostLink, exports
 from fleet_controller.transport.pool import AgentPool
-from fleet_inventory.hosts import Host
+from fleet_inventory.hosts import Host, Transport
 
 ACTIVATE_SECONDS = 120.0
 DISK_NEEDED_BYTES = 400 * 1024 * 1024
@@ -66,8 +75,9 @@ class _Up:
             platform = await probe(link, self.host)
             platform_words(platform)
             self._manager(platform)
-            if not self.options.force and await self._is_current(platform, release):
-                self._done(f"unchanged: agent {release.name} runs")
+            if not self.options.force and (identity := await self._current(platform, release)) is not None:
+                note, changed = await self._settle_identity(identity)
+                self._done(f"{note or 'unchanged'}: agent {release.name} runs", changed)
                 return
             self._check_disk(platform)
             choice = choose_interpreter(
@@ -77,20 +87,30 @@ class _Up:
             installed = await install(link, self.host, platform, choice, release, self.options, self.report)
             await self._switch(link, platform, installed, release, choice)
 
-    async def _is_current(self, platform: HostPlatform, release: Release) -> bool:
+    async def _current(self, platform: HostPlatform, release: Release) -> AgentIdentity | None:
+        """Who answers, where that is the agent that we would install."""
         agent = platform.agent
         if agent is None or not agent.running or agent.version != release.name:
-            return False
+            return None
         if (agent.configuration or {}) != agent_configuration(self.host):
-            return False
+            return None
         if self._manager(platform) != agent.manager:
-            return False
+            return None
         self.pool.remember(self.host, agent.socket_path)
-        try:
-            await self.pool.identity(self.host)
-        except (NoAgent, HostUnreachable, ProtocolSkew):
-            return False
-        return True
+        with suppress(NoAgent, HostUnreachable, ProtocolSkew, NotEnrolled):
+            return await self.pool.identity(self.host)
+        if self.host.transport is Transport.TLS:
+            with suppress(NoAgent, HostUnreachable, ProtocolSkew):
+                return await self.pool.try_socket(self.host, agent.socket_path)
+        return None
+
+    async def _settle_identity(self, identity: AgentIdentity) -> tuple[str, bool]:
+        """Nothing is left to do where the host answered over TLS just now."""
+        if self.pool.answers_over_tls(self.host):
+            return "", False
+        if self.host.transport is Transport.TLS:
+            self._say("enrol", f"giving it a certificate for port {self.host.tls_port}")
+        return await settle_identity(self.host, self.pool, identity, take_over=self.options.force)
 
     def _manager(self, platform: HostPlatform) -> str:
         """Local hosts with a root of their own are many on one machine, often short-lived: no unit is made for them.
@@ -137,8 +157,10 @@ class _Up:
                 raise
             raise await self._roll_back(link, place, release, previous, error) from None
         took = time.time() - started
+        note, _ = await self._settle_identity(identity)
+        message = f"agent {release.name} runs under {place.manager}, {choice.description}; answered after {took:.1f} s"
         self._done(
-            f"agent {release.name} runs under {place.manager}, {choice.description}; answered after {took:.1f} s",
+            f"{message}; {note}" if note else message,
             changed=True,
             identity=identity,
         )

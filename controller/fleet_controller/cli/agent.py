@@ -1,4 +1,4 @@
-"""agent status | upgrade | restart | remove."""
+"""agent status | upgrade | restart | remove | revoke."""
 
 import typer
 
@@ -49,3 +49,11 @@ def remove(
     from fleet_controller.cli.agent_command import run_agent_action
 
     run_agent_action("remove", pattern, yes=yes, as_json=as_json, purge=purge)
+
+
+@app.command()
+def revoke(pattern: str = PATTERN, yes: bool = YES, as_json: bool = JSON) -> None:
+    """Let a host's certificate for transport tls count no more; asks no host. `fleet up` gives it another, over SSH."""
+    from fleet_controller.cli.agent_command import run_agent_action
+
+    run_agent_action("revoke", pattern, yes=yes, as_json=as_json)

@@ -16,6 +16,7 @@ ACTIONS = {
     "upgrade": controller_pb2.AGENT_ACTION_UPGRADE,
     "restart": controller_pb2.AGENT_ACTION_RESTART,
     "remove": controller_pb2.AGENT_ACTION_REMOVE,
+    "revoke": controller_pb2.AGENT_ACTION_REVOKE,
 }
 
 
@@ -29,7 +30,9 @@ async def _manage(action: str, pattern: str, yes: bool, as_json: bool, purge: bo
     request = controller_pb2.ManageAgentsRequest(pattern=pattern, action=ACTIONS[action], purge=purge)
     async with connected_controller() as controller:
         if action != "status":
-            looked = controller.GetHosts(controller_pb2.GetHostsRequest(pattern=pattern, refresh=True))
+            # Nobody is asked before a revocation: the host may be in the wrong hands.
+            refresh = action != "revoke"
+            looked = controller.GetHosts(controller_pb2.GetHostsRequest(pattern=pattern, refresh=refresh))
             for report in sorted([report async for report in looked], key=lambda report: report.host):
                 print(f"{report.host}: {_intent(action, report, purge)}", file=sys.stderr)
             if not confirm(f"{action.capitalize()} these agents?", yes):
@@ -47,6 +50,8 @@ def _intent(action: str, report: controller_pb2.HostReport, purge: bool) -> str:
         return f"{change}; models go on"
     if action == "restart":
         return "restart the agent; models and jobs go on"
+    if action == "revoke":
+        return "let its certificate for transport tls count no more"
     ended = f"; this ends {models}" if models else ""
     state = "with its engines, journal and jobs" if purge else "and leave engines, journal and jobs"
     return f"remove the agent {state}; jobs under way are cancelled, model files stay{ended}"

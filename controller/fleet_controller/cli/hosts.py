@@ -32,7 +32,7 @@ def up(
     fetch_wheels: bool = typer.Option(
         False, "--fetch-wheels", help="Fetch wheels here for each host's platform, and push them."
     ),
-    transport: str = typer.Option("", "--transport", help="ssh or local, where hosts.yaml should not decide."),
+    transport: str = typer.Option("", "--transport", help="ssh, tls or local, where hosts.yaml should not decide."),
     force: bool = typer.Option(False, "--force", help="Install again even where the version is current."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask. Unknown host keys are asked about all the same."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would happen and stop."),

@@ -86,6 +86,8 @@ def _intent(report: controller_pb2.HostReport, options: UpOptions) -> str:
         return f"upgrade agent {report.agent_version} to {ours}; models go on"
     if report.connection == controller_pb2.HOST_CONNECTION_NO_AGENT:
         return f"install and start agent {ours} as this login's user, without root"
+    if report.problem.code == "not-enrolled":
+        return f"check agent {ours} over SSH, and give it a certificate for transport tls"
     if report.problem.code == "host-key-unknown":
         return "ask you about its host key, then install and start the agent"
     return f"try: {report.problem.message}"

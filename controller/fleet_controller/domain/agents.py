@@ -1,4 +1,4 @@
-"""Who an agent says it is. Mirrors HandshakeReply of common.proto."""
+"""Who an agent says it is, and who it is to others. Mirrors messages of common.proto and agent.proto."""
 
 from fleet_controller.domain.base import Frozen
 
@@ -12,3 +12,25 @@ class AgentIdentity(Frozen):
     machine_id: str = ""
     started_unix_ms: int = 0
     pid: int = 0
+
+
+class HostIdentity(Frozen):
+    """What makes a host serve over TLS: a certificate for the key `key_id`, which the host made, and whom to obey."""
+
+    key_id: str
+    certificate_pem: str
+    authority_pem: str
+    controller_name: str
+    bind_address: str = ""
+    port: int
+    replace: bool = False
+
+
+class IdentityStatus(Frozen):
+    """`authority_sha256` is in hex, of the authority's PEM text; `problem` says why an enrolled host does not listen."""
+
+    enrolled: bool = False
+    listening: bool = False
+    port: int = 0
+    authority_sha256: str = ""
+    problem: str = ""

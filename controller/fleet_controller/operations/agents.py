@@ -7,6 +7,8 @@ from pathlib import Path
 from fleet_controller.domain.events import AgentAction, HostEvent
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.pki.keeper import UnusableAuthorityError
+from fleet_controller.settings import UnsafeFolderError
 from fleet_inventory.hosts import Host, Transport
 
 
@@ -30,6 +32,10 @@ async def bring_up(context: FleetContext, request: UpRequest) -> AsyncGenerator[
     folder = Path(request.wheel_folder) if request.wheel_folder else None
     if folder is not None and not folder.is_dir():
         raise OperationError("no-wheels", f"{folder} is not a folder", "name the folder with the wheels", usage=True)
+    try:
+        context.pool.identities.ensure()  # the fleet's authority is made on the first `up`
+    except (UnusableAuthorityError, UnsafeFolderError) as error:
+        raise OperationError("unusable-authority", str(error)) from None
     options = bringup.UpOptions(
         wheel_folder=folder,
         fetch_wheels=request.fetch_wheels,

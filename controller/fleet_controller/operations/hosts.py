@@ -18,6 +18,7 @@ from fleet_controller.transport.errors import (
     HostUnreachable,
     LoginRefused,
     NoAgent,
+    NotEnrolled,
     ProtocolSkew,
     TransportError,
 )
@@ -31,6 +32,7 @@ CONNECTIONS: tuple[tuple[type[TransportError], HostConnection], ...] = (
     (HostKeyUnknown, HostConnection.REFUSED),
     (HostKeyMismatch, HostConnection.REFUSED),
     (LoginRefused, HostConnection.REFUSED),
+    (NotEnrolled, HostConnection.REFUSED),
     (ProtocolSkew, HostConnection.REFUSED),
     (TransportError, HostConnection.UP),  # the agent itself answered with a problem
 )

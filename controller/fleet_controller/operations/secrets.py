@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from fleet_controller.domain.steps import JobSpec
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.planning.secrets import HUB_TOKEN_SECRET, api_key_secret
+from fleet_controller.private_file import write_private_once
 from fleet_controller.settings import Settings, private_folder
 from fleet_controller.transport.client import AgentClient
 from fleet_inventory.hosts import Host
@@ -131,24 +133,12 @@ def identify(secret: Secret, state_dir: Path) -> str:
 
 def _salt(state_dir: Path) -> bytes:
     path = private_folder(state_dir) / "secret-salt"
-    while True:
-        try:
-            found = path.read_bytes()
-        except FileNotFoundError:
-            found = b""
+    with suppress(FileNotFoundError):
+        found = path.read_bytes()
         if len(found) == _SALT_BYTES:
             return found
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-            file.write(os.urandom(_SALT_BYTES))
-        try:
-            os.link(beside, path)  # the first of two controllers wins, and both read what it wrote
-        except FileExistsError:
-            if len(path.read_bytes()) != _SALT_BYTES:
-                beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        path.unlink()  # cut short by a full disk
+    return write_private_once(path, os.urandom(_SALT_BYTES))
 
 
 async def deliver_api_key(context: FleetContext, host: Host, spec: ServiceSpec, reference: str) -> None:

@@ -9,6 +9,7 @@ from fleet_controller.transport.errors import (
     HostUnreachable,
     LoginRefused,
     NoAgent,
+    NotEnrolled,
     ProtocolSkew,
     TransportError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "HostUnreachable",
     "LoginRefused",
     "NoAgent",
+    "NotEnrolled",
     "ProtocolSkew",
     "TransportError",
 ]

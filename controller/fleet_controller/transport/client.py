@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from fleet_controller.domain.agents import AgentIdentity
+from fleet_controller.domain.agents import AgentIdentity, HostIdentity, IdentityStatus
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.engines import InstallUse, Leftover
@@ -45,32 +45,39 @@ def software_version() -> str:
         return "0"
 
 
+# A channel connects lazily and shares no connection with others.
+CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
 def open_channel(socket_path: str) -> grpc.aio.Channel:
-    """A channel to the unix socket at `socket_path`. It connects lazily and shares no connection with others."""
-    return grpc.aio.insecure_channel(
-        f"unix:{socket_path}",
-        options=[
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.default_authority", "localhost"),
-            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    """A channel to the unix socket at `socket_path`."""
+    options = [*CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")]
+    return grpc.aio.insecure_channel(f"unix:{socket_path}", options=options)
 
 
 class AgentClient:
     """One agent, through one channel. Every method raises a TransportError and nothing else of gRPC's.
 
-    `link_is_closed` tells a broken connection from a missing agent, since gRPC says "unavailable" to both.
+    `link_is_closed` tells a broken connection from a missing agent, since gRPC says "unavailable" to both;
+    `explain`, where given, has the first word about what gRPC says of a connection that failed.
     """
 
     def __init__(
-        self, host: str, channel: grpc.aio.Channel, link_is_closed: Callable[[], bool] = lambda: False
+        self,
+        host: str,
+        channel: grpc.aio.Channel,
+        link_is_closed: Callable[[], bool] = lambda: False,
+        explain: Callable[[str], TransportError | None] = lambda details: None,
     ) -> None:
         self.host = host
         self.channel = channel
         self._stub: Any = AgentStub(channel)
         self._link_is_closed = link_is_closed
+        self._explain = explain
 
     async def handshake(self, timeout_seconds: float = HANDSHAKE_TIMEOUT_SECONDS) -> AgentIdentity:
         """Raises ProtocolSkew where the two protocol ranges do not meet."""
@@ -136,6 +143,22 @@ class AgentClient:
         request = services_pb2.ReadLogRequest(service=service, tail_lines=tail_lines, follow=follow)
         async for chunk in self._messages(self._stub.ReadLog, request):
             yield chunk.data
+
+    async def new_identity_key(self) -> tuple[str, str]:
+        """The id of a key that the host made just now, and its public half as OpenSSH writes it."""
+        reply = await self._call(self._stub.NewIdentityKey, agent_pb2.NewIdentityKeyRequest())
+        return reply.key_id, reply.public_key
+
+    async def install_identity(self, identity: HostIdentity) -> IdentityStatus:
+        """The host serves over TLS with it from the next connection on. Refused for another authority's host."""
+        request = to_wire(identity, agent_pb2.InstallIdentityRequest)
+        return from_wire(IdentityStatus, await self._call(self._stub.InstallIdentity, request))
+
+    async def remove_identity(self) -> IdentityStatus:
+        return from_wire(IdentityStatus, await self._call(self._stub.RemoveIdentity, agent_pb2.RemoveIdentityRequest()))
+
+    async def get_identity(self) -> IdentityStatus:
+        return from_wire(IdentityStatus, await self._call(self._stub.GetIdentity, agent_pb2.GetIdentityRequest()))
 
     async def list_artifacts(self) -> tuple[Artifact, ...]:
         reply = await self._call(self._stub.ListArtifacts, artifacts_pb2.ListArtifactsRequest())
@@ -225,6 +248,9 @@ class AgentClient:
         return AgentRefused(self.host, problem, status.name)
 
     def _unavailable(self, details: str) -> TransportError:
+        explained = self._explain(details)
+        if explained is not None:
+            return explained
         if self._link_is_closed():
             return HostUnreachable(self.host, "the connection was lost", "run the command again; it resumes")
         return NoAgent(self.host, f"no agent answers on its socket ({details})", f"fleet up {self.host}")

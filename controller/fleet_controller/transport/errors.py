@@ -5,6 +5,7 @@ TransportError
 ├── HostKeyUnknown       nobody has vouched for this host's key: ask a person (`question`)
 ├── HostKeyMismatch      the key differs from the known one: never offered for acceptance
 ├── LoginRefused         reached, but not let in
+├── NotEnrolled          transport tls: no certificate that holds: `fleet up`, over SSH
 ├── NoAgent              logged in, but no agent answers: `fleet up`
 ├── BringUpFailed        the agent could not be installed or started
 ├── ProtocolSkew         the two sides speak different protocol versions
@@ -50,6 +51,10 @@ class HostKeyMismatch(TransportError):
 
 class LoginRefused(TransportError):
     code = "login-refused"
+
+
+class NotEnrolled(TransportError):
+    code = "not-enrolled"
 
 
 class NoAgent(TransportError):

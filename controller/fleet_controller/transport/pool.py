@@ -8,7 +8,7 @@ wrongly is found again by asking the host.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ import grpc
 
 from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.domain.jobs import JobEvent
+from fleet_controller.pki.keeper import IdentityKeeper
 from fleet_controller.transport.client import AgentClient, open_channel
 from fleet_controller.transport.discovery import discover, start_agent
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
 from fleet_controller.transport.link import HostLink
 from fleet_controller.transport.local import LocalLink
 from fleet_controller.transport.socket_memory import SocketMemory, way_to
+from fleet_inventory.host_file import Transport
 from fleet_inventory.hosts import Host
 
 SSH_HANDSHAKES_AT_ONCE = 32
@@ -31,6 +33,12 @@ START_LIMIT_SECONDS = 15.0
 RETRY_FIRST_SECONDS = 0.5
 RETRY_MOST_SECONDS = 10.0
 
+Explain = Callable[[str], TransportError | None]
+
+
+def _no_word(details: str) -> TransportError | None:
+    return None
+
 
 @dataclass
 class _Contact:
@@ -38,10 +46,15 @@ class _Contact:
 
     host: Host
     link: HostLink | None = None
-    way: str = ""  # that the link took
+    way: str = ""  # that the link and the channel took
     channel: grpc.aio.Channel | None = None
+    explain: Explain = _no_word  # what gRPC says of the channel, in words for a user
     identity: AgentIdentity | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def over_tls(self) -> bool:
+        return self.explain is not _no_word
 
 
 class AgentPool:
@@ -49,6 +62,7 @@ class AgentPool:
 
     def __init__(self, state_dir: Path, ssh_handshakes_at_once: int = SSH_HANDSHAKES_AT_ONCE) -> None:
         self._sockets = SocketMemory(state_dir / "agents.json")
+        self._identities = IdentityKeeper(state_dir)
         self._contacts: dict[str, _Contact] = {}
         self._handshakes = asyncio.Semaphore(ssh_handshakes_at_once)
 
@@ -86,6 +100,16 @@ class AgentPool:
     def remember(self, host: Host, socket_path: str) -> None:
         """Bring-up tells where the agent of a host listens; empty forgets it."""
         self._sockets.put(host, socket_path)
+
+    def answers_over_tls(self, host: Host) -> bool:
+        """Whether the present connection to the host is one over TLS, and warm."""
+        contact = self._contacts.get(host.name)
+        return contact is not None and contact.over_tls and contact.channel is not None and _is_warm(contact.channel)
+
+    @property
+    def identities(self) -> IdentityKeeper:
+        """The authority that transport `tls` rests on."""
+        return self._identities
 
     async def reset_channel(self, host: Host) -> None:
         """Drops the channel but keeps the link: the agent behind the socket is another process now."""
@@ -157,8 +181,10 @@ class AgentPool:
 
     async def _ready_client(self, contact: _Contact) -> AgentClient:
         await _close_stale(contact)
-        if contact.link and contact.channel and contact.identity and _is_warm(contact.channel):
+        if contact.channel and contact.identity and _is_warm(contact.channel):
             return _client(contact, contact.channel)
+        if contact.host.transport is Transport.TLS:
+            return await self._open_tls(contact)
         link = await self._open_link(contact)
         try:
             return await self._shake_hands(contact, link)
@@ -171,18 +197,35 @@ class AgentPool:
         if contact.link is None:
             host = contact.host
             contact.link = await self._connect(host)
-            contact.way = way_to(host)
+            contact.way = _way(host)
         return contact.link
 
     async def _connect(self, host: Host) -> HostLink:
-        if host.transport == "local":
+        if host.transport is Transport.LOCAL:
             return LocalLink(host.name)
-        if host.transport == "tls":
-            raise HostUnreachable(host.name, "transport tls is not served by this version", "use transport: ssh")
         from fleet_controller.transport import ssh  # asyncssh loads only where an SSH host is contacted
 
         async with self._handshakes:
             return await ssh.connect(host)
+
+    async def _open_tls(self, contact: _Contact) -> AgentClient:
+        """No SSH, and so nothing is started where no agent runs. Raises NotEnrolled, NoAgent, HostUnreachable."""
+        from fleet_controller.transport import tls  # as asyncssh: loads only where it is needed
+
+        host = contact.host
+        enrolment = tls.demand_enrolment(self._identities, host)
+        await _close_channel(contact)
+        contact.way = _way(host)
+        contact.channel = tls.open_tls_channel(enrolment, self._identities)
+        contact.explain = lambda details: tls.explain(host, enrolment, details)
+        client = _client(contact, contact.channel)
+        try:
+            contact.identity = await client.handshake()
+        except BaseException:
+            await _close_channel(contact)
+            raise
+        await tls.renew_if_due(client, self._identities, host, enrolment)
+        return client
 
     async def _shake_hands(self, contact: _Contact, link: HostLink) -> AgentClient:
         remembered = self._sockets.get(contact.host)
@@ -223,9 +266,13 @@ class AgentPool:
                         await _close_contact(contact)
 
 
+def _way(host: Host) -> str:
+    return f"{way_to(host)} {host.tls_port}" if host.transport is Transport.TLS else way_to(host)
+
+
 def _client(contact: _Contact, channel: grpc.aio.Channel) -> AgentClient:
     link = contact.link
-    return AgentClient(contact.host.name, channel, lambda: link is None or link.closed)
+    return AgentClient(contact.host.name, channel, lambda: link is None or link.closed, contact.explain)
 
 
 def _is_warm(channel: grpc.aio.Channel) -> bool:
@@ -235,12 +282,14 @@ def _is_warm(channel: grpc.aio.Channel) -> bool:
 
 async def _close_stale(contact: _Contact) -> None:
     """Closes a link that broke, or that leads where hosts.yaml no longer says that the host is."""
-    if contact.link and (contact.link.closed or contact.way != way_to(contact.host)):
+    broken = contact.link is not None and contact.link.closed
+    moved = (contact.link or contact.channel) and contact.way != _way(contact.host)
+    if broken or moved:
         await _close_contact(contact)
 
 
 async def _close_channel(contact: _Contact) -> None:
-    channel, contact.channel, contact.identity = contact.channel, None, None
+    channel, contact.channel, contact.identity, contact.explain = contact.channel, None, None, _no_word
     if channel:
         await channel.close()
 

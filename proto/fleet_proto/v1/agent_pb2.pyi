@@ -476,8 +476,8 @@ class InstallIdentityRequest(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
-    certificate_pem: _builtins.bytes
-    authority_pem: _builtins.bytes
+    certificate_pem: _builtins.str
+    authority_pem: _builtins.str
     """who signs controllers; another than before only with `replace`"""
     controller_name: _builtins.str
     """the one name whose certificate may control this agent"""
@@ -490,8 +490,8 @@ class InstallIdentityRequest(_message.Message):
         self,
         *,
         key_id: _builtins.str = ...,
-        certificate_pem: _builtins.bytes = ...,
-        authority_pem: _builtins.bytes = ...,
+        certificate_pem: _builtins.str = ...,
+        authority_pem: _builtins.str = ...,
         controller_name: _builtins.str = ...,
         bind_address: _builtins.str = ...,
         port: _builtins.int = ...,
@@ -547,8 +547,8 @@ class IdentityStatus(_message.Message):
     enrolled: _builtins.bool
     listening: _builtins.bool
     port: _builtins.int
-    authority_sha256: _builtins.bytes
-    """of authority_pem as it was sent"""
+    authority_sha256: _builtins.str
+    """hex, of authority_pem as it was sent"""
     problem: _builtins.str
     """why it does not listen"""
     def __init__(
@@ -557,7 +557,7 @@ class IdentityStatus(_message.Message):
         enrolled: _builtins.bool = ...,
         listening: _builtins.bool = ...,
         port: _builtins.int = ...,
-        authority_sha256: _builtins.bytes = ...,
+        authority_sha256: _builtins.str = ...,
         problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

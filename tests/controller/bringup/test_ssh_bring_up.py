@@ -16,8 +16,16 @@ from fleet_controller.bringup.wheels import Release, agent_release, release_of
 from fleet_controller.domain.events import AgentAction, HostEvent
 from fleet_controller.domain.services import ReadinessProbe, ServiceSpec, ServiceState
 from fleet_controller.domain.steps import ToolRef
-from fleet_controller.transport import AgentPool, HostKeyUnknown, HostUnreachable, LoginRefused, NoAgent
-from fleet_inventory.hosts import Host
+from fleet_controller.transport import (
+    AgentPool,
+    HostKeyUnknown,
+    HostUnreachable,
+    LoginRefused,
+    NoAgent,
+    NotEnrolled,
+    ssh_login,
+)
+from fleet_inventory.hosts import Host, Transport
 from support.agent_wheels import HOST_PYTHON, this_platform, wheels_for
 from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet, run, use_fleet
 
@@ -35,10 +43,10 @@ def wheels() -> Path:
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheels: Path) -> Iterator[NamespaceFleet]:
     monkeypatch.setenv("HOME", str(tmp_path))
-    with namespace_fleet(["gpu1", "gpu2", "mac1"]) as fleet:
+    with namespace_fleet(["gpu1", "gpu2"]) as fleet:
         use_fleet(monkeypatch, fleet)
-        # gpu1 has uv (which is much faster), the others make do with venv and pip.
-        give_uv(fleet, "gpu1", wheels)
+        for name in fleet.hosts:  # it is much faster than venv and pip
+            give_uv(fleet, name, wheels)
         yield fleet
 
 
@@ -71,7 +79,11 @@ async def remove(pool: AgentPool, host: Host, purge: bool = False, keep_services
 
 
 async def test_a_fleet_comes_up(fleet: NamespaceFleet, pool: AgentPool, wheels: Path) -> None:
-    """Unknown keys are asked about; accepted ones let the fleet come up; the second time nothing changes."""
+    """Unknown keys are asked about; accepted ones let the fleet come up; the second time nothing changes.
+
+    gpu1 has uv, gpu2 makes do with venv and pip.
+    """
+    fleet.sh("gpu2", "rm ~/.local/bin/uv")
     hosts = [fleet.host(name) for name in fleet.hosts]
     options = UpOptions(wheel_folder=wheels)
     asked = await up(pool, hosts, options)
@@ -88,10 +100,10 @@ async def test_a_fleet_comes_up(fleet: NamespaceFleet, pool: AgentPool, wheels: 
         fleet.hosts, (True, None)
     )
     second = await up(pool, hosts, options)
-    assert [event.changed for event in second.values()] == [False] * 3
+    assert [event.changed for event in second.values()] == [False] * len(hosts)
     assert all(event.message.startswith("unchanged") for event in second.values())
     machine_ids = {(await pool.identity(host)).machine_id for host in hosts}
-    assert len(machine_ids) == 3
+    assert len(machine_ids) == len(hosts)
     async with pool.client(hosts[0]) as agent:
         facts = await agent.facts()
     assert facts.system.user == fleet.hosts["gpu1"].user
@@ -194,14 +206,15 @@ async def test_a_host_that_is_down_blocks_no_other(fleet: NamespaceFleet, pool: 
     fleet.link_down("gpu2")
     hosts = [fleet.host(name) for name in fleet.hosts]
     order = [event.host async for event in bring_up(hosts, pool, UpOptions(wheel_folder=wheels)) if event.done]
-    assert sorted(order) == ["gpu1", "gpu2", "mac1"]
+    assert order == ["gpu1", "gpu2"]
     fleet.link_up("gpu2")
     assert (await up(pool, [fleet.host("gpu2")], UpOptions(wheel_folder=wheels)))["gpu2"].problem is None
 
 
 async def test_a_cut_link_ends_calls_and_the_next_contact_reconnects(
-    fleet: NamespaceFleet, pool: AgentPool, wheels: Path
+    fleet: NamespaceFleet, pool: AgentPool, wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ssh_login, "KEEPALIVE_INTERVAL_SECONDS", 1.0)
     fleet.trust()
     host = fleet.host("gpu1")
     await up(pool, [host], UpOptions(wheel_folder=wheels))
@@ -448,6 +461,7 @@ async def test_a_login_shell_that_is_not_posix(monkeypatch: pytest.MonkeyPatch, 
     with namespace_fleet(["box"], {"box": HostOptions(shell=str(fish))}) as fleet:
         use_fleet(monkeypatch, fleet)
         fleet.trust()
+        give_uv(fleet, "box", wheels)
         event = (await up(pool, [fleet.host("box")], UpOptions(wheel_folder=wheels)))["box"]
         assert event.problem is None, event.problem
 
@@ -461,3 +475,34 @@ async def test_a_home_whose_name_needs_quoting(monkeypatch: pytest.MonkeyPatch, 
         event = (await up(pool, [fleet.host("box", agent_root=str(root))], UpOptions(wheel_folder=wheels)))["box"]
         assert event.problem is None, event.problem
         assert list(root.glob("machines/*/agent/current"))
+
+
+async def test_transport_tls_is_enrolled_over_ssh(fleet: NamespaceFleet, pool: AgentPool, wheels: Path) -> None:
+    """`fleet up` gives a certificate; then no SSH is needed; back at transport ssh the port is closed."""
+    over_ssh = fleet.host("gpu1")
+    host = over_ssh.model_copy(update={"transport": Transport.TLS})
+    fleet.trust()
+    (event,) = (await up(pool, [host], UpOptions(wheel_folder=wheels))).values()
+    assert event.problem is None, event.problem
+    assert "certificate counts for" in event.message
+    again = (await up(pool, [host], UpOptions(wheel_folder=wheels)))["gpu1"]
+    assert again.message.startswith("unchanged")
+    sshd = fleet.hosts["gpu1"].sshd
+    assert sshd is not None
+    sshd.kill()
+    sshd.wait()
+    await pool.drop(host)
+    identity = await pool.identity(host)
+    assert pool.answers_over_tls(host)
+    fleet.start_sshd("gpu1")
+    (revoked,) = [item async for item in manage_agents([host], pool, AgentAction.REVOKE)]
+    assert revoked.changed
+    with pytest.raises(NotEnrolled, match="revoked"):
+        await pool.identity(host)
+    renewed = (await up(pool, [host], UpOptions(wheel_folder=wheels)))["gpu1"]
+    assert renewed.problem is None, renewed.problem
+    assert (await pool.identity(host)).pid == identity.pid  # the agent was not even restarted
+    back = (await up(pool, [over_ssh], UpOptions(wheel_folder=wheels)))["gpu1"]
+    assert "port for transport tls is closed" in back.message
+    with pytest.raises(NotEnrolled):
+        await pool.identity(host)
