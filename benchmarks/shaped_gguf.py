@@ -52,7 +52,8 @@ SHAPES = {
     for shape in (
         Shape("qwen3-8b", "qwen3", 36, 4096, 151936, 32, 8, 128, 12288, 40960),
         Shape("qwen3-30b-a3b", "qwen3moe", 48, 2048, 151936, 32, 4, 128, 6144, 40960, 128, 8, 768),
-        Shape("qwen3.5-4b", "qwen35", 32, 2560, 248320, 16, 4, 256, 9216, linear_key_heads=16, linear_value_heads=32, tied=True),
+        Shape("qwen3.5-4b", "qwen35", 32, 2560, 248320, 16, 4, 256, 9216, linear_key_heads=16,
+              linear_value_heads=32, tied=True),
         Shape("qwen3.5-9b", "qwen35", 32, 4096, 248320, 16, 4, 256, 12288, linear_key_heads=16, linear_value_heads=32),
         Shape("qwen3.5-27b", "qwen35", 64, 5120, 248320, 24, 4, 256, 17408, linear_key_heads=16, linear_value_heads=48),
         Shape("qwen3.5-35b-a3b", "qwen35moe", 40, 2048, 248320, 16, 2, 256, 512, experts=256, experts_used=8,

@@ -114,7 +114,11 @@ class Preallocation(Frozen):
 class MemoryUse(Frozen):
     """How a backend spends memory: over how many sequences recurrent state is kept, and what it reserves per device.
 
-    `bytes_per_cached_value` is that of the KV cache, which may be quantized.
+    `bytes_per_cached_value` is that of the KV cache, which may be quantized. `engine` names the rules by which memory
+    is allocated ("llama.cpp"; "" = files, caches and the reserve). With them: `micro_batch_tokens` computed at once,
+    `output_rows` of logits reserved (0 = one for every token), whether slots share one cache, `uses_nextn` (MTP heads
+    draft), `rollback_states` kept beside each recurrent state, what a device's context and the process take, and
+    `reserve_share`: a reserve of that part of the sum, `reserve_bytes_per_device` at most.
     """
 
     context_tokens: int
@@ -123,6 +127,25 @@ class MemoryUse(Frozen):
     context_is_enforced: bool = True
     preallocation: Preallocation | None = None
     bytes_per_cached_value: float = 2.0
+    engine: str = ""
+    on_gpu: bool = False
+    discrete: bool = True
+    unified_cache: bool = True
+    micro_batch_tokens: int = 0
+    output_rows: int = 0
+    flash_attention: bool = True
+    uses_nextn: bool = False
+    rollback_states: int = 0
+    context_bytes_per_device: int = 0
+    process_bytes: int = 0
+    reserve_share: float = 0.0
+
+
+@runtime_checkable
+class TunesMemory(Protocol):
+    """The trait of backends whose memory depends on more than context and slots: settings, arguments, the version."""
+
+    def tuned(self, use: MemoryUse, version: str, overrides: BackendOverrides, options: EngineOptions) -> MemoryUse: ...
 
 
 class Backend(Protocol):

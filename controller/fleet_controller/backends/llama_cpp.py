@@ -27,6 +27,7 @@ from fleet_controller.backends.base import (
     require_rows,
 )
 from fleet_controller.backends.known_options import Piece, known_only, knows, needed, welcome
+from fleet_controller.backends.llama_cpp_memory import llama_cpp_memory, tuned_memory
 from fleet_controller.backends.llama_cpp_source import (
     CUDA_OPTION,
     OFFLINE,
@@ -43,15 +44,10 @@ from fleet_controller.backends.llama_cpp_source import (
 from fleet_controller.backends.options import F16_BYTES, EngineOptions, OptionRefusedError
 from fleet_controller.backends.versions import LLAMA_CPP_VERSION
 from fleet_controller.domain.facts import EngineFacts, HostFacts
-from fleet_controller.domain.resolved import GGUF, ModelArtifact
+from fleet_controller.domain.resolved import GGUF, BackendOverrides, ModelArtifact
 from fleet_controller.domain.services import ApiKey, MetricsProbe, ReadinessProbe
 from fleet_controller.domain.steps import AdoptEngineStep, CmakeBuildStep, RunToolStep, Step, ToolRef
 
-# llama-server's own choice of slots when --parallel is not given.
-AUTOMATIC_SLOTS = 4
-# --fit leaves that much free on each device (--fit-target's default, llama-server --help).
-FIT_TARGET_BYTES = 1024 * 1024**2
-CPU_RESERVE_BYTES = 512 * 1024**2
 # Source, objects and binaries; with CUDA each of the six binaries has about 83 MB (facts/nvidia_gpu.md).
 CPU_BUILD_DISK_BYTES = 1_000_000_000
 CUDA_BUILD_DISK_BYTES = 3_000_000_000
@@ -227,11 +223,12 @@ class LlamaCpp:
         return f"{hub_snapshot_dir(artifact, hf_home)}/{artifact.main_file()}"
 
     def memory_use(self, context_tokens: int, max_parallel: int, on_gpu: bool) -> MemoryUse:
-        return MemoryUse(
-            context_tokens=context_tokens * max(max_parallel, 1),
-            sequences=max_parallel or AUTOMATIC_SLOTS,
-            reserve_bytes_per_device=FIT_TARGET_BYTES if on_gpu else CPU_RESERVE_BYTES,
-        )
+        """Of the pinned version with its own settings; `tuned` has another version, and what was asked for."""
+        return llama_cpp_memory(context_tokens, max_parallel, on_gpu)
+
+    def tuned(self, use: MemoryUse, version: str, overrides: BackendOverrides, options: EngineOptions) -> MemoryUse:
+        arguments = (*overrides.arguments, *overrides.speculative)
+        return tuned_memory(use, version or LLAMA_CPP_VERSION, arguments, options)
 
     def serve(self, installation: Installation, options: ServeOptions) -> ServeCommand:
         arguments, left_out = known_only(_pieces(options), installation, LLAMA_CPP_VERSION)

@@ -73,6 +73,10 @@ class ModelShape(Frozen):
         values = self.window_layers * self._values_per_layer() * min(context_tokens, self.window_tokens)
         return math.ceil(values * bytes_per_value)
 
+    def window_bytes_of(self, cells: int, bytes_per_value: float = F16_BYTES) -> int:
+        """Bytes of the layers with a sliding window for a cache of so many cells."""
+        return math.ceil(self.window_layers * self._values_per_layer() * cells * bytes_per_value)
+
     def recurrent_bytes_per_sequence(self) -> int:
         """f32 bytes of recurrent state that one sequence (slot) holds, whatever its length."""
         values = self.recurrent_values_per_layer + self.convolution_values_per_layer

@@ -53,6 +53,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     recurrent = _recurrent_layers(config, layers)
     window_layers = _layer_types(config).count("sliding_attention")
     value_heads, value_length = _integer(config, "linear_num_value_heads"), _integer(config, "linear_value_head_dim")
+    key_length = _integer(config, "linear_key_head_dim")
+    channels = 2 * _integer(config, "linear_num_key_heads") * key_length + value_heads * value_length
     return ModelShape(
         architecture=str(config.get("model_type", "")),
         layers=layers,
@@ -65,7 +67,15 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         window_layers=window_layers,
         window_tokens=_integer(config, "sliding_window") if window_layers else 0,
         recurrent_layers=recurrent,
-        recurrent_values_per_layer=value_heads * value_length * _integer(config, "linear_key_head_dim"),
+        recurrent_values_per_layer=value_heads * value_length * key_length,
+        convolution_values_per_layer=max(_integer(config, "linear_conv_kernel_dim") - 1, 0) * channels,
+        convolution_channels=channels,
+        width=_integer(config, "hidden_size"),
+        feed_forward=_integer(config, "intermediate_size"),
+        vocabulary=_integer(config, "vocab_size"),
+        experts=_integer(config, "num_experts") or _integer(config, "n_routed_experts"),
+        experts_used=_integer(config, "num_experts_per_tok"),
+        expert_feed_forward=_integer(config, "moe_intermediate_size"),
         context_length=_integer(config, "max_position_embeddings") or None,
     )
 

@@ -9,8 +9,8 @@ import re
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -256,6 +256,11 @@ def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: 
         raise HubUnreachableError(f"{url} answered {error.code} {error.reason}", "try again later") from error
     except OSError as error:
         raise HubUnreachableError(f"{url} cannot be read: {error}", "check the network, or set HF_ENDPOINT") from error
+
+
+def whole(headers: Sequence[GgufHeader]) -> GgufHeader:
+    """The header of a split model: the first part's values, the tensors of all."""
+    return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
 
 
 def parts_of(headers: Iterable[GgufHeader]) -> WeightParts | None:

@@ -36,10 +36,12 @@ def _local_gguf(path: str) -> ModelArtifact:
         return artifact
     files = [Path(part) for part in parts or (path,)]
     gguf_files.demand_all_parts([str(part) for part in files if part.is_file()], "this machine")
+    headers = [gguf.read_file(part) for part in files]
     return artifact.model_copy(
         update={
             "weights_bytes": sum(part.stat().st_size for part in files),
-            "shape": gguf.shape_of(gguf.read_file(file)),
+            "shape": gguf.shape_of(gguf.whole(headers)),
+            "parts": gguf.parts_of(headers),
             "projector": gguf_files.local_projector(file),
         }
     )

@@ -33,6 +33,8 @@ from fleet_inventory.catalog import Artifact as CatalogArtifact
 
 Lister = Callable[[str], HubSnapshot]
 _CONFIG_LIMIT_BYTES = 4 << 20
+# Values that the short convolution of a gated delta net sees at once (linear_conv_kernel_dim of Qwen3.5's config.json).
+SHORT_CONVOLUTION = 4
 
 
 def resolve_model(
@@ -91,7 +93,7 @@ def _of_catalog(
     failures: list[HubError] = []
     for entry in entries:
         try:
-            artifacts.append(_of_entry(entry, lister))
+            artifacts.append(of_entry(entry, lister))
         except (NoFilesError, RepositoryUnknownError) as error:
             failures.append(error)  # the other artifacts may still be there
         except HubUnreachableError as error:
@@ -100,20 +102,29 @@ def _of_catalog(
             failures.append(error)  # LM Studio fetches its own, whether this machine reaches the hub or not
     if entries and not artifacts:
         raise failures[0]
+    gated = _gated_warnings({item.repository for item in artifacts if item.format != LMSTUDIO}, lister)
+    return of_catalog_model(model, request, tuple(artifacts), gated)
+
+
+def of_catalog_model(
+    model: Model, request: DeployRequest, artifacts: tuple[ModelArtifact, ...], warnings: tuple[str, ...] = ()
+) -> ResolvedModel:
+    """A model of the catalog with the artifacts that were found for it."""
     return ResolvedModel(
         name=model.name,
         display_name=model.display_name,
         max_context=model.max_context,
         sampling=_sampling(model),
         shape=catalog_shape(model.architecture, model.max_context),
-        artifacts=tuple(artifacts),
+        artifacts=artifacts,
         overrides=tuple((name, _overrides(model, name, request)) for name in BACKENDS),
         version_overrides=tuple(_version_overrides(model, request)),
-        warnings=_gated_warnings({item.repository for item in artifacts if item.format != LMSTUDIO}, lister),
+        warnings=warnings,
     )
 
 
-def _of_entry(entry: CatalogArtifact, lister: Lister) -> ModelArtifact:
+def of_entry(entry: CatalogArtifact, lister: Lister) -> ModelArtifact:
+    """One artifact of the catalog with its files as the hub has them. Raises HubError and its kinds."""
     if entry.format.value == LMSTUDIO:  # none of the hub's: LM Studio fetches it
         size = entry.size_bytes
         return ModelArtifact(
@@ -218,7 +229,8 @@ def _pinned(requirements: tuple[str, ...], backend: str) -> str:
 
 def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
     """The catalog's architecture in the terms of memory."""
-    latent, linear = architecture.latent_attention, architecture.linear_attention
+    latent, linear, experts = architecture.latent_attention, architecture.linear_attention, architecture.experts
+    channels = (2 * linear.qk_heads + linear.v_heads) * linear.head_dimension if linear else 0
     return ModelShape(
         architecture=architecture.gguf_name,
         layers=architecture.layers,
@@ -230,6 +242,16 @@ def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
         mla_latent_length=latent.kv_lora_rank + latent.rope_dimension if latent else 0,
         recurrent_layers=architecture.linear_attention_layers,
         recurrent_values_per_layer=linear.v_heads * linear.head_dimension**2 if linear else 0,
+        convolution_values_per_layer=(SHORT_CONVOLUTION - 1) * channels,
+        convolution_channels=channels,
+        mla_head_length=architecture.head_dimension if latent else 0,
+        gated_queries=linear is not None,
+        width=architecture.hidden_size,
+        feed_forward=architecture.ffn_size or 0,
+        vocabulary=architecture.vocabulary_size,
+        experts=experts.total if experts else 0,
+        experts_used=experts.active if experts else 0,
+        expert_feed_forward=experts.ffn_size if experts else 0,
         context_length=max_context,
     )
 

@@ -6,7 +6,7 @@ That order is what is taken where nothing is known of speeds; planning/consideri
 from collections.abc import Iterable, Iterator, Mapping
 
 from fleet_controller.backends import BACKENDS, Backend, backend_for
-from fleet_controller.backends.base import MemoryUse, Preallocates
+from fleet_controller.backends.base import MemoryUse, Preallocates, TunesMemory
 from fleet_controller.backends.options import (
     EngineOptions,
     OptionRefusedError,
@@ -19,7 +19,7 @@ from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
 from fleet_controller.domain.resolved import LMSTUDIO, MLX, SAFETENSORS, ModelArtifact, ResolvedModel
-from fleet_controller.planning.devices import MemoryPool
+from fleet_controller.planning.devices import RAM, VRAM, MemoryPool
 from fleet_controller.planning.fit import Fit, context_levels, judge_fit
 from fleet_controller.planning.problem import PlanProblem
 
@@ -33,7 +33,8 @@ APPLE_ON_REQUEST = (*ON_REQUEST[:3], ("lm-studio", MLX), ("lm-studio", "gguf"))
 
 
 class Choice(Frozen):
-    """One backend, artifact and context for one host, and how it fits. `fully_fitting_context` would fit entirely.
+    """One backend, artifact and context for one host, and how it fits. `fully_fitting_context` is the longest that
+    would fit entirely, None where none of use does (SMALLEST_CONTEXT).
 
     `because` says why it was taken, where figures had a say.
     """
@@ -132,6 +133,9 @@ def every_candidate(
     groups, reasons, _ = _groups(facts, request, resolved, (*known, *_by_its_formats(wanted, known)))
     found: list[Choice] = []
     for backend, artifacts in groups:
+        if backend.name == "mlx-lm" and facts.gpus and not wanted:
+            reasons["mlx-lm"] = "MLX computes on the CPU here, beside a GPU"
+            continue
         pool = pools[backend.name]
         judged = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
         for artifact in artifacts:
@@ -236,18 +240,12 @@ def _judge_group(
     reserve_bytes: int | None,
 ) -> Iterator[Choice]:
     """Every artifact at the longest context, then every artifact at half of it, and so on."""
-    parallel = request.max_parallel or 0
-    options = engine_options(request)
     ladders: dict[int, list[tuple[ModelArtifact, int, int, Fit]]] = {}
     for artifact in artifacts:
-        longest = request.context_length or _longest_context(resolved, artifact)
+        longest = request.context_length or longest_context(resolved, artifact)
         levels = (longest,) if request.context_length else context_levels(longest)
         for position, tokens in enumerate(levels):
-            use = _memory_use(backend, tokens, parallel, pool, resolved)
-            use = use.model_copy(update={"bytes_per_cached_value": bytes_per_cached_value(backend, options)})
-            shape = artifact.shape or resolved.shape
-            loaded = _as_loaded(artifact, options)
-            fit = judge_fit(loaded, shape, use, pool, offloads=backend.offloads, reserve_bytes=reserve_bytes)
+            fit = fit_at(backend, artifact, tokens, request, resolved, pool, reserve_bytes)
             ladders.setdefault(position, []).append((artifact, longest, tokens, fit))
     full_fit = {
         id(artifact): next(
@@ -267,6 +265,30 @@ def _judge_group(
             )
 
 
+def fit_at(
+    backend: Backend,
+    artifact: ModelArtifact,
+    tokens: int,
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    pool: MemoryPool,
+    reserve_bytes: int | None = None,
+) -> Fit:
+    """The verdict for one artifact with `tokens` of context for each request, as the request would have it served."""
+    options = engine_options(request)
+    use = memory_use(backend, tokens, request, resolved, pool)
+    correction = pool.corrections.for_engine(backend.name, _version(backend, request, resolved), pool.device)
+    return judge_fit(
+        _as_loaded(artifact, options),
+        artifact.shape or resolved.shape,
+        use,
+        pool,
+        offloads=backend.offloads,
+        reserve_bytes=reserve_bytes,
+        correction=correction,
+    )
+
+
 def _as_loaded(artifact: ModelArtifact, options: EngineOptions) -> ModelArtifact:
     """The artifact with its size in memory: weights of 16 bits take twice as much where 32 were asked for."""
     doubled = options.dtype in WIDE_DTYPES and artifact.quantization.upper() in ("BF16", "F16")
@@ -276,22 +298,36 @@ def _as_loaded(artifact: ModelArtifact, options: EngineOptions) -> ModelArtifact
     return artifact.model_copy(update={"weights_bytes": 2 * artifact.weights_bytes, "quantization": quantization})
 
 
-def _memory_use(backend: Backend, tokens: int, parallel: int, pool: MemoryPool, resolved: ResolvedModel) -> MemoryUse:
-    use = backend.memory_use(tokens, parallel, pool.kind != "RAM")
-    if not isinstance(backend, Preallocates):
-        return use
-    taken = backend.preallocation(resolved.overrides_for(backend.name))
-    return use.model_copy(update={"preallocation": taken})
+def memory_use(
+    backend: Backend, tokens: int, request: DeployRequest, resolved: ResolvedModel, pool: MemoryPool
+) -> MemoryUse:
+    """How the backend would spend memory with the request's slots and options, in the version it would have."""
+    options, overrides = engine_options(request), resolved.overrides_for(backend.name)
+    use = backend.memory_use(tokens, request.max_parallel or 0, pool.kind != RAM)
+    use = use.model_copy(
+        update={"bytes_per_cached_value": bytes_per_cached_value(backend, options), "discrete": pool.kind == VRAM}
+    )
+    if isinstance(backend, TunesMemory):
+        use = backend.tuned(use, _version(backend, request, resolved), overrides, options)
+    if isinstance(backend, Preallocates):
+        use = use.model_copy(update={"preallocation": backend.preallocation(overrides)})
+    return use
 
 
-def _longest_context(resolved: ResolvedModel, artifact: ModelArtifact) -> int:
+def _version(backend: Backend, request: DeployRequest, resolved: ResolvedModel) -> str:
+    pinned = getattr(backend, "pinned_version", "")
+    return request.backend_version or resolved.overrides_for(backend.name).version or pinned
+
+
+def longest_context(resolved: ResolvedModel, artifact: ModelArtifact) -> int:
+    """What the model was made for: nobody asked for less."""
     shape = artifact.shape or resolved.shape
     return resolved.max_context or (shape.context_length if shape else None) or FALLBACK_CONTEXT
 
 
 def _spills(backend: Backend, pool: MemoryPool) -> bool:
     """On a discrete GPU the notes serve at full context and let the rest lie on the CPU; elsewhere that only swaps."""
-    return backend.offloads and pool.kind == "VRAM"
+    return backend.offloads and pool.kind == VRAM
 
 
 def _second_best(judged: list[Choice]) -> Choice:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, GpuProcess, HostFacts
 from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
+from fleet_controller.planning.fitting.correction import Corrections
 from fleet_controller.planning.problem import PlanProblem
 
 VRAM = "VRAM"
@@ -17,7 +18,8 @@ class MemoryPool(Frozen):
     """Memory that a model must fit into. None: nobody could read it.
 
     `free_bytes` is the smaller of two ledgers: what the device says, and what our other services left of the total.
-    `spill_bytes` is memory outside the pool that a backend with offload may use for the rest of a model.
+    `spill_bytes` is memory outside the pool that a backend with offload may use for the rest of a model. `device` is
+    what the memory belongs to, as corrections are kept for it; `corrections` is what servers took on hosts like this.
     """
 
     kind: str
@@ -25,6 +27,16 @@ class MemoryPool(Frozen):
     total_bytes: int | None
     spill_bytes: int = 0
     devices: int = 1
+    device: str = ""
+    corrections: Corrections = Corrections()
+
+
+def device_name(facts: HostFacts, gpus: tuple[GpuFacts, ...]) -> str:
+    """As "2 x NVIDIA H100 80GB HBM3", "Apple M4 Pro", or the CPU's model."""
+    if gpus:
+        names = list(dict.fromkeys(gpu.name for gpu in gpus))
+        return f"{len(gpus)} x {' + '.join(names)}"
+    return (facts.apple.chip if facts.apple is not None else None) or facts.cpu.model
 
 
 def visible_gpus(facts: HostFacts, environment: Mapping[str, str]) -> tuple[GpuFacts, ...]:
@@ -77,8 +89,19 @@ def memory_pool(
     gpus: tuple[GpuFacts, ...],
     services: tuple[ServiceStatus, ...],
     replaced: ServiceStatus | None = None,
+    corrections: Corrections = Corrections(),  # noqa: B008 - frozen
 ) -> MemoryPool:
     """The pool of a new service. What `replaced` holds counts as free: it ends before the new one starts."""
+    pool = _pool(facts, gpus, services, replaced)
+    return pool.model_copy(update={"device": device_name(facts, gpus), "corrections": corrections})
+
+
+def _pool(
+    facts: HostFacts,
+    gpus: tuple[GpuFacts, ...],
+    services: tuple[ServiceStatus, ...],
+    replaced: ServiceStatus | None,
+) -> MemoryPool:
     others = tuple(
         status
         for status in services

@@ -1,4 +1,4 @@
-"""Does a model fit? Weights, KV cache at that context, recurrent state and a reserve, against live free memory."""
+"""Does a model fit? What its engine takes of memory (planning/fitting) and a reserve, against live free memory."""
 
 from fleet_controller.backends.base import MemoryUse
 from fleet_controller.domain.base import Frozen
@@ -7,18 +7,24 @@ from fleet_controller.domain.resolved import ModelArtifact
 from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.planning.devices import MemoryPool
+from fleet_controller.planning.fitting.correction import NO_CORRECTION, Correction
+from fleet_controller.planning.fitting.general import general_sum
+from fleet_controller.planning.fitting.lines import CACHES, CORRECTION, RESERVE, Sum
+from fleet_controller.planning.fitting.llama_cpp import ENGINE as LLAMA_CPP
+from fleet_controller.planning.fitting.llama_cpp import llama_cpp_sum
+from fleet_controller.planning.fitting.offload import offload_cost
 
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
 SMALLEST_CONTEXT = 4096
-RESERVE = "reserve"
-KV_CACHE, WINDOW_CACHE, RECURRENT_STATE = "KV cache", "window cache", "recurrent state"
+TAKEN_BEFOREHAND = "taken beforehand"
 
 
 class Fit(Frozen):
     """A verdict with its arithmetic. UNSPECIFIED: something was not known, `unknown` says what.
 
-    `offload_bytes` is the part that would lie on the CPU; `promised_bytes` what the service may take of the pool: the
-    agent looks whether it is still free right before the start.
+    `offload_bytes` is the part that would lie on the CPU, `offload_cost` what that costs; `promised_bytes` what the
+    service may take of the pool: the agent looks whether it is still free right before the start. `host_lines` lie in
+    the host's memory beside a GPU.
     """
 
     verdict: FitVerdict
@@ -29,12 +35,23 @@ class Fit(Frozen):
     promised_bytes: int = 0
     memory_kind: str = ""
     unknown: str = ""
+    host_lines: tuple[FitLine, ...] = ()
+    offload_cost: str = ""
 
     @property
     def cache_bytes(self) -> int:
         """What grows with context and slots, together."""
-        cached = (KV_CACHE, WINDOW_CACHE, RECURRENT_STATE)
-        return sum(line.bytes for line in self.lines if line.what in cached)
+        return sum(line.bytes for line in self.lines if line.what in CACHES)
+
+    @property
+    def predicted_bytes(self) -> int:
+        """What the server itself is expected to hold of the pool: all but the reserve, and but what it takes anyway."""
+        return sum(line.bytes for line in self.lines if line.what not in (RESERVE, TAKEN_BEFOREHAND))
+
+    @property
+    def margin_bytes(self) -> int | None:
+        """What is left of the pool, negative where it lacks; None where nobody knows what is free."""
+        return None if self.free_bytes is None else self.free_bytes - self.needed_bytes
 
     def summary(self) -> str:
         """As "needs 33.8 GiB, 23.3 GiB of VRAM free"."""
@@ -50,22 +67,24 @@ def judge_fit(
     *,
     offloads: bool,
     reserve_bytes: int | None = None,
+    correction: Correction = NO_CORRECTION,
 ) -> Fit:
     """The verdict for one artifact. `use.context_tokens` are those of all sequences together.
 
     `reserve_bytes` replaces the backend's own reserve (limits.memory_reserve of hosts.yaml).
     """
-    lines = fit_lines(artifact, shape, use, pool.devices, reserve_bytes)
-    reserve = sum(line.bytes for line in lines if line.what == RESERVE)
-    lines, pool = _preallocated(lines, use, pool)
+    total = fit_sum(artifact, shape, use, pool.devices, reserve_bytes, correction)
+    reserve = sum(line.bytes for line in total.device if line.what == RESERVE)
+    lines, pool = _preallocated(total.device, use, pool)
     needed = sum(line.bytes for line in lines)
     unknown = _unknown(artifact, shape, pool)
     offload = 0 if pool.free_bytes is None else max(needed - pool.free_bytes, 0)
+    lacks_ram = 0 < pool.spill_bytes < offload + total.host_bytes
     if unknown and not (offload and artifact.weights_bytes is not None and pool.free_bytes is not None):
         verdict = FitVerdict.UNSPECIFIED
-    elif offload == 0:
+    elif offload == 0 and not lacks_ram:
         verdict = FitVerdict.FITS
-    elif offloads and offload <= pool.spill_bytes:
+    elif offloads and offload and offload <= pool.spill_bytes and not lacks_ram:
         verdict = FitVerdict.FITS_WITH_OFFLOAD
     else:
         verdict = FitVerdict.REFUSED
@@ -78,7 +97,42 @@ def judge_fit(
         promised_bytes=needed if offload == 0 else max(needed - offload - reserve, 0),
         memory_kind=pool.kind,
         unknown=unknown,
+        host_lines=total.host,
+        offload_cost=offload_cost(artifact, shape, offload) if verdict is FitVerdict.FITS_WITH_OFFLOAD else "",
     )
+
+
+def fit_sum(
+    artifact: ModelArtifact,
+    shape: ModelShape | None,
+    use: MemoryUse,
+    devices: int,
+    reserve_bytes: int | None = None,
+    correction: Correction = NO_CORRECTION,
+) -> Sum:
+    """What is added up, each with how it comes about: the engine's own, the correction, and the reserve."""
+    rules = llama_cpp_sum if use.engine == LLAMA_CPP else general_sum
+    total = rules(artifact, shape, use, devices)
+    device = list(total.device)
+    learnt = correction.of(total.device_bytes)
+    if learnt:
+        device.append(FitLine(what=CORRECTION, bytes=learnt, arithmetic=correction.text()))
+    reserve = _reserve(use, devices, sum(line.bytes for line in device), reserve_bytes)
+    if reserve.bytes:
+        device.append(reserve)
+    return total.model_copy(update={"device": tuple(device)})
+
+
+def _reserve(use: MemoryUse, devices: int, summed_bytes: int, asked_bytes: int | None) -> FitLine:
+    if asked_bytes is not None:
+        return FitLine(what=RESERVE, bytes=asked_bytes, arithmetic="limits.memory_reserve of hosts.yaml")
+    flat = use.reserve_bytes_per_device * devices
+    share = int(summed_bytes * use.reserve_share)
+    if use.reserve_share and share < flat:
+        return FitLine(what=RESERVE, bytes=share, arithmetic=f"{use.reserve_share:.0%} of the above")
+    what = "that llama-server keeps free (--fit-target)" if use.engine and use.on_gpu else "for compute buffers"
+    arithmetic = f"{devices} x {use.reserve_bytes_per_device / 2**20:.0f} MiB {what}"
+    return FitLine(what=RESERVE, bytes=flat, arithmetic=arithmetic)
 
 
 def _preallocated(
@@ -99,7 +153,7 @@ def _preallocated(
         return lines, pool.model_copy(update={"free_bytes": min(part, pool.free_bytes), "kind": kind})
     of_what = "free" if taken.of_free_memory else "all"
     arithmetic = f"the server takes {taken.fraction:g} of {of_what} {gibibytes(whole)} at its start, less the above"
-    return (*lines, FitLine(what="taken beforehand", bytes=rest, arithmetic=arithmetic)), pool
+    return (*lines, FitLine(what=TAKEN_BEFOREHAND, bytes=rest, arithmetic=arithmetic)), pool
 
 
 def _unknown(artifact: ModelArtifact, shape: ModelShape | None, pool: MemoryPool) -> str:
@@ -110,44 +164,6 @@ def _unknown(artifact: ModelArtifact, shape: ModelShape | None, pool: MemoryPool
     if shape is None:
         return "the model's architecture is not known, so its KV cache is not counted"
     return ""
-
-
-def fit_lines(
-    artifact: ModelArtifact, shape: ModelShape | None, use: MemoryUse, devices: int, reserve_bytes: int | None = None
-) -> tuple[FitLine, ...]:
-    """What is added up, each with how it comes about."""
-    lines = []
-    if artifact.weights_bytes is not None:
-        source = f"{artifact.quantization or 'model'}, {artifact.format} files"
-        lines.append(FitLine(what="weights", bytes=artifact.weights_bytes, arithmetic=source))
-    if shape is not None:
-        copies = shape.cache_copies(devices) if use.preallocation else 1
-        lines += _cache_lines(shape, use, copies)
-    reserve = use.reserve_bytes_per_device * devices if reserve_bytes is None else reserve_bytes
-    per_device = f"{devices} x {use.reserve_bytes_per_device / 2**20:.0f} MiB for compute buffers"
-    reserve_text = per_device if reserve_bytes is None else "limits.memory_reserve of hosts.yaml"
-    if reserve:
-        lines.append(FitLine(what=RESERVE, bytes=reserve, arithmetic=reserve_text))
-    return tuple(lines)
-
-
-def _cache_lines(shape: ModelShape, use: MemoryUse, copies: int) -> list[FitLine]:
-    tokens = use.context_tokens
-    lines = []
-    if shape.kv_layers:
-        on_each = f" x {copies} copies (tensor parallel)" if copies > 1 else ""
-        arithmetic = f"{shape.kv_arithmetic(use.bytes_per_cached_value)} x {tokens} tokens{on_each}"
-        size = shape.kv_bytes_per_token(use.bytes_per_cached_value) * tokens * copies
-        lines.append(FitLine(what=KV_CACHE, bytes=size, arithmetic=arithmetic))
-    if shape.window_layers:
-        window = f"{shape.window_layers} layers with a window of {shape.window_tokens} tokens, {use.sequences} slots"
-        size = shape.window_bytes(tokens, use.bytes_per_cached_value) * use.sequences
-        lines.append(FitLine(what=WINDOW_CACHE, bytes=size, arithmetic=window))
-    if shape.recurrent_layers:
-        state = f"{shape.recurrent_layers} layers x {shape.recurrent_values_per_layer} x 4 B x {use.sequences} slots"
-        size = shape.recurrent_bytes_per_sequence() * use.sequences
-        lines.append(FitLine(what=RECURRENT_STATE, bytes=size, arithmetic=state))
-    return lines
 
 
 def context_levels(longest: int) -> tuple[int, ...]:

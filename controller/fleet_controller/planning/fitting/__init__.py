@@ -1,0 +1,1 @@
+"""How engines allocate memory, as pure arithmetic: one engine a file; what was observed corrects it."""
