@@ -65,7 +65,7 @@ async def generated_model(model: GeneratedModel, context: StepContext) -> AsyncI
     folder = context.layout.hf_home / FOLDER
     path = folder / f"{context.job.job_id}.gguf"
     try:
-        await context.in_thread(_write, model, path, context)
+        await context.in_thread(write, model, path, context)
         yield path
     finally:
         path.unlink(missing_ok=True)
@@ -73,7 +73,8 @@ async def generated_model(model: GeneratedModel, context: StepContext) -> AsyncI
             folder.rmdir()
 
 
-def _write(model: GeneratedModel, path: Path, context: StepContext) -> None:
+def write(model: GeneratedModel, path: Path, context: StepContext) -> None:
+    """Raises JobProblem where there is no room, and Stopped once cancelled."""
     size = sum(map(tensor_bytes, tensors(model)))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(path.parent)

@@ -137,7 +137,7 @@ class Calibration(Frozen, extra="forbid"):
 
 
 def load_calibration(user_folder: Path) -> Calibration:
-    """The user's own `calibrate.yaml` among suites, else what ships. Raises SuiteError for a file that breaks a rule."""
+    """The user's own `calibrate.yaml` among suites, else what ships. Raises SuiteError for one that breaks a rule."""
     own = user_folder / f"{SUITE}.yaml"
     path = own if own.is_file() else _PATH
     try:

@@ -36,6 +36,13 @@ def bench(
     tokenizer: str = typer.Option(
         "", "--tokenizer", help="For llama-benchy: a folder on the hosts with tokenizer.json, or a repository."
     ),
+    to_decide: bool = typer.Option(
+        False, "--to-decide", help="Run only what can still change which backend and quantization is best."
+    ),
+    goal: str = typer.Option("", "--goal", "-g", help="Decide by decode (as it is), prefill, latency or energy."),
+    budget: float | None = typer.Option(
+        None, "--budget", metavar="MINUTES", min=0.0, help="Decide within that time, by the plan's own estimate."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
@@ -63,6 +70,9 @@ def bench(
         engine_path=engine_path,
         offline_folder=offline,
         tokenizer=tokenizer,
+        to_decide=to_decide,
+        goal=goal,
+        budget_minutes=budget,
         dry_run=dry_run,
         yes=yes,
         as_json=as_json,

@@ -28,6 +28,7 @@ from fleet_proto.v1 import controller_pb2
 COLUMNS = ("HOST", "MODEL", "QUANT", "BACKEND", "CLIENT", "RUNS", "TIME", "DISK", "ACTION", "WHY")
 RESULT_COLUMNS = ("HOST", "MODEL", "QUANT", "BACKEND", "TEST", "RESULT", "UNIT", "95 % INTERVAL")
 STYLES = {"run": GREEN, "skip": YELLOW, "refuse": RED, "fail": RED}
+SECONDS_PER_MINUTE = 60.0
 SHOWN_KINDS = ("pp", "tg", "ttft", "energy", "total")
 
 
@@ -52,6 +53,9 @@ class BenchOptions:
     engine_path: str
     offline_folder: str
     tokenizer: str
+    to_decide: bool
+    goal: str
+    budget_minutes: float | None
     dry_run: bool
     yes: bool
     as_json: bool
@@ -63,12 +67,21 @@ def run_bench(options: BenchOptions) -> None:
         raise UsageFailure("name the hosts with --hosts PATTERN", "fleet hosts lists them")
     if not options.models and not options.repository and not options.endpoint:
         raise UsageFailure("name a model, or give --repo owner/name", "fleet models lists the catalog")
+    if (options.goal or options.budget_minutes is not None) and not options.to_decide:
+        raise UsageFailure("--goal and --budget are for a decision", "add --to-decide, or leave them out")
+    if options.to_decide and (options.endpoint or options.again or options.repeat > 1):
+        message = "--to-decide chooses by itself what is run how often"
+        raise UsageFailure(message, "leave --endpoint, --again and --repeat out")
     call(_bench(options), when_interrupted=typed_command())
 
 
 async def _bench(options: BenchOptions) -> None:
-    fields = {field.name for field in dataclasses.fields(options)} - {"dry_run", "yes", "as_json"}
+    own = {"dry_run", "yes", "as_json", "to_decide", "budget_minutes"}
+    fields = {field.name for field in dataclasses.fields(options)} - own
     request = controller_pb2.BenchRequest(**{name: getattr(options, name) for name in sorted(fields)})
+    if options.to_decide:
+        request.purpose = controller_pb2.BENCH_PURPOSE_DECIDE
+        request.budget_seconds = SECONDS_PER_MINUTE * (options.budget_minutes or 0.0)
     async with connected_controller() as controller:
         plan = await controller.PlanBench(request)
         stream = sys.stderr if options.as_json else sys.stdout
@@ -177,6 +190,24 @@ def _print_outcome(finished: list[Any]) -> None:
                     rows.append(_result_row(event.host, cell, row))
     if rows:
         print_table(RESULT_COLUMNS, rows)
+    for event in finished:
+        print_decision(event)
+
+
+def print_decision(event: Any) -> None:
+    """What a bench that decides came to on one host; nothing for other benches."""
+    decision = json.loads(event.json).get("decision") if event.json else None
+    if decision is None:
+        return
+    print(f"\n{event.host}: {decision['text']}")
+    for line in decision["explanation"]:
+        print(f"  {line}")
+    print(f"  ran: {', '.join(decision['ran']) or 'nothing'}")
+    for item in decision["not_run"]:
+        why = f": {item['better']} is better" if item["better"] else ""
+        print(f"  not run: {item['name']}{why}, about {duration(item['seconds'])}")
+    if decision["not_run"]:
+        print(f"  saved: about {duration(decision['saved_seconds'])} by the plan's estimate")
 
 
 def report_problems(event: Any) -> None:
