@@ -56,7 +56,7 @@ class RelayNode:
             raise JobProblem("no-certificate", "a relay moves nothing without mutual TLS", remedy)
         self._spec = spec
         self._emit = emit
-        self._orders: queue.SimpleQueue[Order | Exception] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Order | Exception | None] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._store = PieceStore(spec.manifest, HubCache(Path(spec.hf_home)))
         self._notes = VerifiedNotes(Path(spec.machine_dir))
@@ -95,7 +95,7 @@ class RelayNode:
             with locked(self._store, self._cancelled, self._emit):
                 self._find_present()
                 check_disk(self._store)
-                self._placer = Placer(self._store, self._notes, self._emit, self._fail)
+                self._placer = Placer(self._store, self._notes, self._tell_placed, self._fail)
                 self._carry_out_orders()
         except Stopped:
             pass
@@ -127,7 +127,10 @@ class RelayNode:
                 continue
             if isinstance(order, Exception):
                 raise order
-            self._carry_out(order)
+            if order is not None:
+                self._carry_out(order)
+            elif self._store.all_placed:
+                next_progress = time.monotonic()
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Route):
@@ -199,6 +202,10 @@ class RelayNode:
         self._store.close()
 
     # -- telling ----------------------------------------------------------------------------------------------
+
+    def _tell_placed(self, event: Event) -> None:
+        self._emit(event)
+        self._orders.put(None)  # the last file's is told to be the last at once, not at the next progress
 
     def _tell_progress(self) -> None:
         store, counters, route = self._store, self._counters, self._route
