@@ -1,30 +1,33 @@
 """Which option wins on one machine, and why: fit, then a floor on quality, then speed. Pure and deterministic.
 
 Error bars that overlap are a tie and are called one. In a tie what was measured goes before what was predicted, then
-better quality, then more bits a weight, then the faster; the last resort is the name.
+better quality, then a longer context, then more bits a weight, then the faster; the last resort is the order that fleet
+has without any figure. What is taken on request only, what lies partly on the CPU, what is held back and what nobody
+knows a figure of go behind.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
+from fleet_controller.choosing import reasons
+from fleet_controller.choosing.bars import bars_overlap, weaker_level
 from fleet_controller.choosing.options import Certainty, Goal, Option, Standing
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.plan import FitVerdict
-from fleet_controller.domain.sizes import gibibytes
 
 # Whether two options are a tie in the goal; the default looks whether their intervals overlap.
 Tie = Callable[[Option, Option], bool]
 _CERTAINTIES = list(Certainty)
-_PERCENT = 100
-_UNSURE = {Certainty.NEAR: "known from a near cell only", Certainty.PREDICTED: "a prediction"}
+_FITS_ORDER = (FitVerdict.FITS, FitVerdict.FITS_WITH_OFFLOAD, FitVerdict.UNSPECIFIED)
 
 
 class WhyNot(StrEnum):
     """Why an option is not in the ranking."""
 
+    UNUSABLE = "unusable"
     MEMORY = "memory"
     QUALITY = "quality"
-    NO_FIGURE = "no figure"
 
 
 class RuledOut(Frozen):
@@ -34,17 +37,24 @@ class RuledOut(Frozen):
 
 
 class Ranked(Frozen):
-    """An option with its place (from 1); `ties_with_first` is about the goal alone; `reasons` are for the user."""
+    """An option with its place (from 1); `ties_with_first` is about the goal alone; `reasons` are for the user.
+
+    `comparison` is the one of them that sets the first against the second, or another against the first.
+    """
 
     place: int
     option: Option
     standing: Standing
     ties_with_first: bool
     reasons: tuple[str, ...]
+    comparison: str = ""
 
 
 class Decision(Frozen):
-    """The best first. `pareto` are the names of options that nothing beats in both speed and quality, fastest first."""
+    """The best first. `pareto` are the names of options that nothing beats in both speed and quality, fastest first.
+
+    `to_measure` are the names of options of which a measurement can still change what is first.
+    """
 
     goal: Goal
     ranked: tuple[Ranked, ...] = ()
@@ -52,6 +62,7 @@ class Decision(Frozen):
     pareto: tuple[str, ...] = ()
     pareto_by: str = ""
     would_change: tuple[str, ...] = ()
+    to_measure: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Ranked | None:
@@ -69,159 +80,265 @@ def decide(
     names = [option.name for option in candidates]
     if len(set(names)) < len(names):
         raise ValueError(f"two options are called {next(name for name in names if names.count(name) > 1)}")
-    ruled_out = [found for option in candidates if (found := _rule_out(option, goal, quality_floor)) is not None]
+    ruled_out = [found for option in candidates if (found := _rule_out(option, quality_floor)) is not None]
     gone = {item.option.name for item in ruled_out}
     left = [option for option in candidates if option.name not in gone]
     ordered, tied = _order(left, goal, tie or (lambda one, other: bars_overlap(one, other, goal)))
-    ranked = tuple(
-        Ranked(
-            place=place,
-            option=option,
-            standing=_standing(option, goal),
-            ties_with_first=option.name in tied and place > 1,
-            reasons=_reasons(place, option, ordered, tied, goal),
-        )
-        for place, option in enumerate(ordered, start=1)
-    )
-    pareto, by = _pareto(left, goal)
+    ranked = tuple(_ranked(place, option, ordered, tied, goal) for place, option in enumerate(ordered, start=1))
+    rivals = _rivals(ordered, goal)
+    pareto, by = _pareto(ordered, goal)
     return Decision(
         goal=goal,
         ranked=ranked,
         ruled_out=tuple(ruled_out),
         pareto=pareto,
         pareto_by=by,
-        would_change=_would_change(ordered, ruled_out, goal),
+        would_change=tuple(_would_change(ordered, rivals, ruled_out, goal)),
+        to_measure=tuple(option.name for option in rivals),
     )
 
 
-def _standing(option: Option, goal: Goal) -> Standing:
-    found = option.standing(goal)
-    assert found is not None  # options without one are ruled out first
-    return found
+def standing_of(option: Option, goal: Goal) -> Standing:
+    """How an option does in a goal; a standing of its own where nobody knows."""
+    return option.standing(goal) or Standing(
+        value=0.0, low=0.0, high=0.0, certainty=Certainty.UNKNOWN, unit="", text=f"no figure for {goal.value}"
+    )
 
 
-def _rule_out(option: Option, goal: Goal, floor: float | None) -> RuledOut | None:
+def _rule_out(option: Option, floor: float | None) -> RuledOut | None:
+    if option.excluded:
+        return RuledOut(option=option, why=WhyNot.UNUSABLE, text=option.excluded)
     if option.fit is FitVerdict.REFUSED:
         return RuledOut(option=option, why=WhyNot.MEMORY, text=option.fit_text or "does not fit")
-    if floor is not None:
-        quality = option.quality
-        if quality is None:
-            text = f"quality unknown, {floor:g} asked for: `fleet eval` measures it"
-            return RuledOut(option=option, why=WhyNot.QUALITY, text=text)
-        if quality.high < floor:
-            bar = f"{quality.score:g} ({quality.low:g} to {quality.high:g})"
-            return RuledOut(option=option, why=WhyNot.QUALITY, text=f"{quality.name} {bar} is below {floor:g}")
-    if option.standing(goal) is None:
-        return RuledOut(option=option, why=WhyNot.NO_FIGURE, text=f"no figure for {goal.value}, and none predicted")
+    if floor is None:
+        return None
+    quality = option.quality
+    if quality is None:
+        text = f"quality unknown, {floor:g} asked for: `fleet eval` measures it"
+        return RuledOut(option=option, why=WhyNot.QUALITY, text=text)
+    if quality.high < floor:
+        return RuledOut(option=option, why=WhyNot.QUALITY, text=f"{reasons.score(quality)} is below {floor:g}")
     return None
 
 
-def bars_overlap(one: Option, other: Option, goal: Goal) -> bool:
-    """Whether the intervals of two options that have figures overlap."""
-    first, second = _standing(one, goal), _standing(other, goal)
-    return first.low <= second.high and second.low <= first.high
+class _Tier(NamedTuple):
+    """What goes before speed: taken without being asked for, all on the GPU, not held back, a figure at all."""
+
+    on_request: bool
+    fit: int
+    held_back: bool
+    unknown: bool
+
+
+def _tier(option: Option, goal: Goal) -> _Tier:
+    unknown = not standing_of(option, goal).is_known
+    return _Tier(bool(option.on_request), _FITS_ORDER.index(option.fit), bool(option.held_back), unknown)
 
 
 def _order(options: Sequence[Option], goal: Goal, tie: Tie) -> tuple[list[Option], frozenset[str]]:
-    """All options, the chosen one first, and the names of those that tie with the fastest (it included)."""
+    """All options, the chosen one first, and the names of those that tie with the fastest of its tier (it included)."""
     if not options:
         return [], frozenset()
-    by_value = sorted(options, key=lambda option: (-_standing(option, goal).value, option.name))
+    by_value = sorted(options, key=lambda option: (_tier(option, goal), *_by_speed(option, goal)))
     fastest = by_value[0]
-    tied = [option for option in by_value if option is fastest or tie(fastest, option)]
+    tier = _tier(fastest, goal)
+    tied = [option for option in by_value if _tier(option, goal) == tier and _ties(option, fastest, goal, tie)]
     tied.sort(key=lambda option: _preference(option, goal))
     names = frozenset(option.name for option in tied)
     return [*tied, *(option for option in by_value if option.name not in names)], names
 
 
-def _preference(option: Option, goal: Goal) -> tuple[int, float, float, float, str]:
-    standing = _standing(option, goal)
+def _ties(option: Option, fastest: Option, goal: Goal, tie: Tie) -> bool:
+    if option is fastest:
+        return True
+    speeds_say = fastest.fit is FitVerdict.FITS and standing_of(fastest, goal).is_known
+    return speeds_say and tie(fastest, option)
+
+
+def _by_speed(option: Option, goal: Goal) -> tuple[float, float, int, str]:
+    """Where part of a model lies on the CPU, how much that is decides: figures are of whole models on the GPU."""
+    return option.offload_bytes, -standing_of(option, goal).value, option.place, option.name
+
+
+def _preference(option: Option, goal: Goal) -> tuple[float, ...]:
+    standing = standing_of(option, goal)
     quality = option.quality.score if option.quality else 0.0
     certainty = _CERTAINTIES.index(standing.certainty)
-    return certainty, -quality, -round(option.bits_per_weight, 1), -standing.value, option.name
+    bits = -round(option.bits_per_weight, 1)
+    return certainty, -quality, -option.context_tokens, bits, -standing.value, option.place
 
 
-def _reasons(
-    place: int, option: Option, ordered: Sequence[Option], tied: frozenset[str], goal: Goal
-) -> tuple[str, ...]:
-    standing = _standing(option, goal)
-    reasons = [_fit_reason(option), standing.text]
-    if place > 1 and option.name not in tied:
-        reasons.append(f"{_behind(option, ordered[0], goal)} behind {ordered[0].name}")
-    elif place == 1 and len(ordered) > 1:
-        reasons.append(_ahead(option, ordered[1], tied, goal))
-    if option.quality:
-        quality = option.quality
-        reasons.append(f"{quality.name} {quality.score:g} ({quality.low:g} to {quality.high:g})")
-    return tuple(reason for reason in (*reasons, *option.notes) if reason)
+def _ranked(place: int, option: Option, ordered: Sequence[Option], tied: frozenset[str], goal: Goal) -> Ranked:
+    standing = standing_of(option, goal)
+    comparison = _comparison(place, option, ordered, tied, goal)
+    scored = reasons.score(option.quality) if option.quality else ""
+    found = (
+        reasons.fit(option),
+        reasons.figure(option, standing),
+        comparison,
+        scored,
+        option.held_back,
+        option.on_request,
+        *option.notes,
+    )
+    return Ranked(
+        place=place,
+        option=option,
+        standing=standing,
+        ties_with_first=option.name in tied and place > 1,
+        reasons=tuple(reason for reason in found if reason),
+        comparison=comparison,
+    )
 
 
-def _fit_reason(option: Option) -> str:
-    if option.fit is FitVerdict.FITS and option.margin_bytes is not None:
-        return f"fits with {gibibytes(option.margin_bytes)} to spare"
-    return option.fit_text or ("fits" if option.fit is FitVerdict.FITS else "whether it fits is not known")
-
-
-def _ahead(option: Option, second: Option, tied: frozenset[str], goal: Goal) -> str:
+def _comparison(place: int, option: Option, ordered: Sequence[Option], tied: frozenset[str], goal: Goal) -> str:
+    if place > 1:
+        return "" if option.name in tied else _behind(option, ordered[0], goal)
+    if len(ordered) == 1:
+        return ""
+    second = ordered[1]
     if second.name in tied:
-        return f"a tie with {second.name}, {_taken_because(option, second, goal)}"
-    return f"{_by(option, second, goal)} ahead of {second.name}"
+        differing = _first_difference(option, second, goal)
+        return f"a tie with {second.name}{_weakly(option, second, goal)}, {differing}"
+    return _apart(option, second, goal) if _tier(option, goal) == _tier(second, goal) else ""
 
 
-def _by(faster: Option, slower: Option, goal: Goal) -> str:
-    more = _standing(faster, goal).value / _standing(slower, goal).value - 1
-    return f"{more * _PERCENT:.0f} %"
+def _apart(option: Option, second: Option, goal: Goal) -> str:
+    if not standing_of(option, goal).is_known:
+        return f"before {second.name} in fleet's own order: no figure speaks for either"
+    if option.offload_bytes != second.offload_bytes:
+        return f"less of it lies on the CPU than of {second.name}"
+    return f"{_more(option, second, goal)} ahead of {second.name}{_weakly(option, second, goal)}"
 
 
-def _behind(slower: Option, faster: Option, goal: Goal) -> str:
-    less = 1 - _standing(slower, goal).value / _standing(faster, goal).value
-    return f"{less * _PERCENT:.0f} %"
+def _behind(option: Option, first: Option, goal: Goal) -> str:
+    mine, theirs = _tier(option, goal), _tier(first, goal)
+    if mine.on_request != theirs.on_request:
+        return _faster_but(option, first, goal, "on request only")
+    if mine.fit != theirs.fit:
+        return f"behind {first.name}, which fits entirely" if first.fit is FitVerdict.FITS else f"behind {first.name}"
+    if mine.held_back != theirs.held_back:
+        return _faster_but(option, first, goal, "held back")
+    if mine.unknown != theirs.unknown:
+        return f"behind {first.name}, of which a figure is known"
+    if not standing_of(option, goal).is_known:
+        return f"behind {first.name} in fleet's own order"
+    if option.offload_bytes != first.offload_bytes:
+        return f"more of it lies on the CPU than of {first.name}"
+    less = 1 - standing_of(option, goal).value / standing_of(first, goal).value
+    return f"{reasons.percent(less)} behind {first.name}{_weakly(option, first, goal)}"
 
 
-def _taken_because(option: Option, other: Option, goal: Goal) -> str:
+def _faster_but(option: Option, first: Option, goal: Goal, why: str) -> str:
+    one, other = standing_of(option, goal), standing_of(first, goal)
+    if option.fit is first.fit is FitVerdict.FITS and one.is_known and other.is_known and one.value > other.value:
+        return f"{_more(option, first, goal)} ahead of {first.name}{_weakly(option, first, goal)}, and {why}"
+    return f"behind {first.name}: {why}"
+
+
+def _weakly(one: Option, other: Option, goal: Goal) -> str:
+    """How two options were compared, where that was not on equal terms."""
+    text = weaker_level(standing_of(one, goal), standing_of(other, goal))
+    return f" ({text})" if text else ""
+
+
+def _more(faster: Option, slower: Option, goal: Goal) -> str:
+    return reasons.percent(standing_of(faster, goal).value / standing_of(slower, goal).value - 1)
+
+
+def _first_difference(option: Option, other: Option, goal: Goal) -> str:
     """The first preference in which the two differ."""
     mine, theirs = _preference(option, goal), _preference(other, goal)
     words = (
-        f"taken since it was {_standing(option, goal).certainty.value}",
+        f"taken since it was {standing_of(option, goal).certainty.value}",
         "taken for its quality",
+        f"taken for its context of {option.context_tokens:,} tokens",
         f"taken for its {option.bits_per_weight:.1f} bits a weight",
         "taken as the faster",
-        "taken by name",
+        "taken in fleet's own order",
     )
-    return next(text for text, one, two in zip(words, mine, theirs, strict=True) if one != two)
+    found = (text for text, one, two in zip(words, mine, theirs, strict=True) if one != two)
+    return next(found, "taken by name")
 
 
 def _pareto(options: Sequence[Option], goal: Goal) -> tuple[tuple[str, ...], str]:
-    """What nothing beats in both; by measured quality where all have it, else by bits a weight in its stead."""
-    if not options:
+    """What nothing beats in both; by measured quality where all have it, else by bits a weight in its stead.
+
+    Of what fits as the chosen one does, since speeds are of whole models on the GPU, and is taken as it is.
+    """
+    is_asked_for = bool(options and options[0].on_request)
+    comparable = [
+        one
+        for one in options
+        if standing_of(one, goal).is_known and one.fit is options[0].fit and bool(one.on_request) == is_asked_for
+    ]
+    if not comparable:
         return (), ""
-    measured = all(option.quality is not None for option in options)
+    measured = all(option.quality is not None for option in comparable)
 
     def goodness(option: Option) -> float:
         return option.quality.score if measured and option.quality else round(option.bits_per_weight, 1)
 
-    by_speed = sorted(options, key=lambda option: (-_standing(option, goal).value, -goodness(option), option.name))
+    by_speed = sorted(comparable, key=lambda one: (-standing_of(one, goal).value, -goodness(one), one.name))
     front: list[Option] = []
     for option in by_speed:
         if not front or goodness(option) > goodness(front[-1]):
             front.append(option)
-    name = next((option.quality.name for option in options if measured and option.quality), "bits a weight")
+    name = next((option.quality.name for option in comparable if measured and option.quality), "bits a weight")
     return tuple(option.name for option in front), name
 
 
-def _would_change(ordered: Sequence[Option], ruled_out: Sequence[RuledOut], goal: Goal) -> tuple[str, ...]:
-    """Measurements and changes that could put another option first; none where no bar reaches the first's."""
+def _rivals(ordered: Sequence[Option], goal: Goal) -> list[Option]:
+    """Options of which a measurement could put another one first; none where no bar reaches the first's."""
     if not ordered:
-        return tuple(f"{item.option.name}: {item.text}" for item in ruled_out)
-    first = _standing(ordered[0], goal)
-    rivals = [option for option in ordered[1:] if _standing(option, goal).high > first.low]
-    changes = [
-        f"measuring {option.name}: {standing.low:.4g} to {standing.high:.4g} {standing.unit} is {unsure}"
-        for option in (ordered[0], *rivals)
-        if rivals and (unsure := _UNSURE.get((standing := _standing(option, goal)).certainty))
+        return []
+    first, standing = ordered[0], standing_of(ordered[0], goal)
+    reaching = [
+        option
+        for option in ordered[1:]
+        if option.fit is first.fit
+        and not (option.held_back or option.on_request)
+        and option.offload_bytes == first.offload_bytes
+        and (not (one := standing_of(option, goal)).is_known or not standing.is_known or one.high > standing.low)
     ]
+    unsure = (Certainty.NEAR, Certainty.PREDICTED, Certainty.UNKNOWN)
+    return [one for one in (first, *reaching) if reaching and standing_of(one, goal).certainty in unsure]
+
+
+def _would_change(
+    ordered: Sequence[Option], rivals: Sequence[Option], ruled_out: Sequence[RuledOut], goal: Goal
+) -> Iterable[str]:
+    """Measurements and changes that could put another option first."""
+    if not ordered:
+        yield from (f"{item.option.name}: {item.text}" for item in ruled_out)
+        return
+    first = ordered[0]
+    yield from (reasons.measuring(option, standing_of(option, goal)) for option in rivals)
+    for option in ordered:
+        yield from _option_changes(option, first, goal)
+    yield from _shorter_contexts(ordered)
     for item in ruled_out:
-        standing_out = item.option.standing(goal)
-        if item.why is WhyNot.MEMORY and standing_out is not None and standing_out.value > first.value:
-            changes.append(f"more memory for {item.option.name}: {item.text}")
-    return tuple(changes)
+        standing = item.option.standing(goal)
+        if item.why is WhyNot.MEMORY and standing is not None and standing.value > standing_of(first, goal).value:
+            yield f"more memory for {item.option.name}: {item.text}"
+
+
+def _option_changes(option: Option, first: Option, goal: Goal) -> Iterable[str]:
+    one, other = standing_of(option, goal), standing_of(first, goal)
+    faster = option.fit is first.fit and one.value > other.value > 0
+    if option.on_request:
+        if faster and not option.held_back and not bars_overlap(option, first, goal):
+            yield f"--backend {option.backend}: {option.name} is {_more(option, first, goal)} ahead, {one.certainty.value}"
+        return
+    if faster and option.held_back and not first.held_back:
+        yield f"a score of {option.name}: `fleet eval` measures it"
+
+
+def _shorter_contexts(ordered: Sequence[Option]) -> Iterable[str]:
+    """As "--context 65536: llama.cpp Q4_K_M, llama.cpp Q8_0 would fit entirely", the longest first."""
+    names: dict[int, list[str]] = {}
+    for option in ordered:
+        if option.fit is FitVerdict.FITS_WITH_OFFLOAD and option.fully_fitting_context and not option.on_request:
+            names.setdefault(option.fully_fitting_context, []).append(option.name)
+    for context in sorted(names, reverse=True):
+        yield f"--context {context}: {', '.join(names[context])} would fit entirely"

@@ -4,10 +4,12 @@ A prediction carries an 80 % interval and says what it rests on. Pure: rows in, 
 changes nothing.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fleet_controller.choosing.least_squares import Observation, Solution, Term, fit, log_sum
 from fleet_controller.choosing.priors import BELIEFS, ROW_DEVIATION, Parameter, prior_of
@@ -58,6 +60,27 @@ class SpeedModel:
         self._phases = {
             phase: _fit_phase(phase, tuple(row for row in ordered if row.cell.phase is phase)) for phase in Phase
         }
+
+    def solved(self) -> str:
+        """What the fit came to, as JSON: `restored` makes the same model of it and the same rows without fitting."""
+        phases = {
+            phase.value: {"places": list(found.places), "solution": asdict(found.solution)}
+            for phase, found in self._phases.items()
+        }
+        return json.dumps(phases, separators=(",", ":"))
+
+    @classmethod
+    def restored(cls, rows: Iterable[MeasuredSpeed], solved: str) -> "SpeedModel":
+        """Raises ValueError, KeyError or TypeError where `solved` is not what `solved` wrote."""
+        document, ordered = json.loads(solved), sorted(rows, key=_order)
+        model = cls.__new__(cls)
+        model._phases = {
+            phase: _restored_phase(
+                phase, tuple(row for row in ordered if row.cell.phase is phase), document[phase.value]
+            )
+            for phase in Phase
+        }
+        return model
 
     def predict(self, cell: Cell) -> Prediction:
         phase = self._phases[cell.phase]
@@ -119,6 +142,16 @@ def _fit_phase(phase: Phase, rows: tuple[MeasuredSpeed, ...]) -> _Phase:
         weight = 1 / math.sqrt(alike[_group(row.cell)])
         observations.append(Observation(terms, -math.log(row.tokens_per_second), deviation, weight))
     solution = fit(observations, [prior_of(name) for name in places])
+    return _Phase(phase, places, solution, rows)
+
+
+def _restored_phase(phase: Phase, rows: tuple[MeasuredSpeed, ...], document: dict[str, Any]) -> _Phase:
+    found = document["solution"]
+    factor = tuple(tuple(row) for row in found["factor"])
+    solution = Solution(tuple(found["values"]), factor, found["loss"], found["iterations"])
+    places = {tuple(name): place for place, name in enumerate(document["places"])}
+    if not len(places) == len(solution.values) == len(factor):
+        raise ValueError("a solution has a value for each parameter")
     return _Phase(phase, places, solution, rows)
 
 

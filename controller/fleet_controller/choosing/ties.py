@@ -1,17 +1,24 @@
 """When two options are one for a goal: figures whose error bars overlap, predictions that cannot be told apart."""
 
+import math
 from collections.abc import Mapping
 
-from fleet_controller.choosing.decision import Tie, bars_overlap
+from fleet_controller.choosing.bars import bars_overlap
+from fleet_controller.choosing.decision import Tie
+from fleet_controller.choosing.known import SpeedSource
 from fleet_controller.choosing.options import Certainty, Goal, Option
-from fleet_controller.choosing.speed import SpeedModel
 from fleet_controller.choosing.work import Cell
 
+# What a tie may cost: where the slower of two is expected to be slower by more than this factor, not knowing for sure
+# is no reason to take it.
+MOST_EXPECTED_LOSS = 1.05
 
-def ties_of(model: SpeedModel, cells: Mapping[str, Cell], goal: Goal) -> Tie:
-    """For options whose cells (by the option's name) the model predicts.
+
+def ties_of(model: SpeedSource, cells: Mapping[str, Cell], goal: Goal) -> Tie:
+    """For options whose cells (by the option's name, of the goal's phase) the model predicts.
 
     Two predictions for one machine are off by much the same, so they are compared as a ratio; all else by error bars.
+    Where little is known nearly everything could be a tie, so one that is expected to be clearly slower is none.
     """
 
     def tie(one: Option, other: Option) -> bool:
@@ -23,7 +30,8 @@ def ties_of(model: SpeedModel, cells: Mapping[str, Cell], goal: Goal) -> Tie:
         )
         if not predicted or cells[one.name].phase is not cells[other.name].phase:
             return bars_overlap(one, other, goal)
-        low, high = model.faster_by(cells[one.name], cells[other.name])
-        return low <= 1 <= high
+        low, high = model().faster_by(cells[one.name], cells[other.name])
+        expected = math.sqrt(low * high)
+        return low <= 1 <= high and max(expected, 1 / expected) <= MOST_EXPECTED_LOSS
 
     return tie

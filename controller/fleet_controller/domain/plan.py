@@ -57,6 +57,7 @@ class HostPlan(Frozen):
     warnings: tuple[str, ...] = ()
     problem: Problem | None = None
     install_needed: bool = False
+    because: str = ""
 
 
 class DeployRequest(Frozen):

@@ -11,12 +11,15 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, HostPlan
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
+from fleet_controller.operations.choosing_default import decider_for, with_installed_backends
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.installers import with_installer
 from fleet_controller.operations.options import demand_options
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
 from fleet_controller.operations.secrets import identify, resolve_api_key
+from fleet_controller.operations.threads import in_daemon_thread
+from fleet_controller.planning.considering import Decider
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
 from fleet_controller.planning.wishes import filled
 from fleet_inventory.hosts import Host
@@ -68,7 +71,14 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
     models = dict(zip(hubs, found, strict=True))
     _raise_where_nothing_resolves(models)
     request = await with_installer(request, [state.facts for state in states if isinstance(state, HostState)])
-    planned = [_plan_of(host, state, request, models[_hub(host)]) for host, state in zip(hosts, states, strict=True)]
+    models = await with_installed_backends(request, hosts, states, models)
+    decider = decider_for(context, request)
+
+    def plan_all() -> list[PlannedHost]:
+        pairs = zip(hosts, states, strict=True)
+        return [_plan_of(host, state, request, models[_hub(host)], decider) for host, state in pairs]
+
+    planned = await in_daemon_thread(plan_all)
     body = "".join(host.model_dump_json() for host in planned)
     plan_id = hashlib.sha256(f"{request.model_dump_json()}{body}".encode()).hexdigest()[:12]
     plan = StoredPlan(plan_id=plan_id, request=request, hosts=tuple(planned))
@@ -123,14 +133,18 @@ def replan(host: Host, state: HostState, planned: PlannedHost, request: DeployRe
 
 
 def _plan_of(
-    host: Host, state: HostState | Problem, request: DeployRequest, resolved: ResolvedModel | BaseException
+    host: Host,
+    state: HostState | Problem,
+    request: DeployRequest,
+    resolved: ResolvedModel | BaseException,
+    decider: Decider | None,
 ) -> PlannedHost:
     if isinstance(state, Problem):
         return PlannedHost(deployment=unreachable_plan(host.name, state))
     if isinstance(resolved, BaseException):
         problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)))
         return PlannedHost(deployment=unreachable_plan(host.name, problem))
-    deployment = plan_host(host, state.facts, state.services, request, resolved, state.artifacts)
+    deployment = plan_host(host, state.facts, state.services, request, resolved, state.artifacts, decider)
     return PlannedHost(deployment=deployment, resolved=resolved)
 
 

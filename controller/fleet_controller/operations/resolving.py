@@ -1,6 +1,7 @@
 """From what a user typed to exact artifacts, once per model hub: reads the catalog and asks the hub, in a thread."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog, load_catalog
 from fleet_inventory.paths import models_folder
+
+Resolver = Callable[[DeployRequest, Catalog, str, str | None], ResolvedModel]
 
 
 def catalog() -> Catalog:
@@ -36,11 +39,23 @@ def named(request: DeployRequest) -> DeployRequest:
 
 async def resolve_for(request: DeployRequest, endpoint: str, hub_token: str = "") -> ResolvedModel:
     """The artifacts that a request may mean, as one hub has them; `hub_token` is a reference. Raises OperationError."""
-    from fleet_controller.hub.errors import HubError
     from fleet_controller.hub.resolve import resolve_model
 
+    return await _resolved_by(resolve_model, request, endpoint, hub_token)
+
+
+async def resolve_everything_for(request: DeployRequest, endpoint: str, hub_token: str = "") -> ResolvedModel:
+    """As `resolve_for`, with every format and quantization, for comparing them. Raises OperationError."""
+    from fleet_controller.hub.everything import resolve_everything
+
+    return await _resolved_by(resolve_everything, request, endpoint, hub_token)
+
+
+async def _resolved_by(resolver: Resolver, request: DeployRequest, endpoint: str, hub_token: str) -> ResolvedModel:
+    from fleet_controller.hub.errors import HubError
+
     try:
-        return await in_daemon_thread(resolve_model, request, catalog(), endpoint, _token(request, endpoint, hub_token))
+        return await in_daemon_thread(resolver, request, catalog(), endpoint, _token(request, endpoint, hub_token))
     except CatalogError as error:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
     except PlanProblem as error:

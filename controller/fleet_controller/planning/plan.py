@@ -12,6 +12,7 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, backend_as_asked, backend_named, choose
+from fleet_controller.planning.considering import Decider, decided
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
@@ -56,26 +57,28 @@ def plan_host(
     request: DeployRequest,
     resolved: ResolvedModel,
     cached: tuple[Artifact, ...] = (),
+    decider: Decider | None = None,
 ) -> PlannedDeployment:
     """What deploying `resolved` would do on a host. Never raises for what a user can cause: the plan says it.
 
     `services` are those the agent knows now, `cached` the hub artifacts it holds (they are not downloaded again).
+    `decider` takes a backend and quantization where they are open; without one fleet's own order counts.
     """
     name = request.service_name or resolved.name
     running = next((status for status in services if status.spec.name == name), None)
     present = running.spec if running is not None and _is_up(running) else None
     try:
-        resolved = _located(facts, resolved)
+        resolved = located(facts, resolved)
         wanted = filled(request, resolved, present) if present is not None else request
         model = as_asked(resolved, wanted, present)
-        kept = _kept(host, facts, services, wanted, model, running)
+        kept = _kept(host, facts, services, wanted, model, running, decider)
         if kept is not None:
             return kept
-        work = _decide(host, facts, services, wanted, model, running, cached)
+        work = _decide(host, facts, services, wanted, model, running, cached, decider)
         if work.choice.fit.verdict is FitVerdict.REFUSED and wanted.context_length != request.context_length:
             # The context it runs with fits no longer beside what was asked for: choose one, and say so.
             shorter = wanted.model_copy(update={"context_length": None})
-            work = _decide(host, facts, services, shorter, model, running, cached)
+            work = _decide(host, facts, services, shorter, model, running, cached, decider)
     except PlanProblem as problem:
         action = PlanAction.REFUSE if problem.refused else PlanAction.FAIL
         return _stopped(host.name, action, problem.problem)
@@ -87,7 +90,7 @@ def plan_host(
     return _planned(host, facts, work, running)
 
 
-def _located(facts: HostFacts, resolved: ResolvedModel) -> ResolvedModel:
+def located(facts: HostFacts, resolved: ResolvedModel) -> ResolvedModel:
     """Paths that start with "./" lie in the host's model folder. Raises PlanProblem where it has none."""
     relative = [item for item in resolved.artifacts if item.local_path.startswith("./")]
     if relative and not facts.layout.model_dir:
@@ -128,6 +131,7 @@ def _kept(
     request: DeployRequest,
     resolved: ResolvedModel,
     running: ServiceStatus | None,
+    decider: Decider | None,
 ) -> PlannedDeployment | None:
     """KEEP where the running service is what the request means; what that left open is filled in as it runs now.
 
@@ -137,7 +141,7 @@ def _kept(
         return None
     spec = running.spec
     try:
-        work = _decide(host, facts, services, request, resolved, running, (), check_busy=False)
+        work = _decide(host, facts, services, request, resolved, running, (), decider, check_busy=False)
     except (PlanProblem, BackendError):
         return None
     if not same_service(work.spec, spec):
@@ -161,6 +165,7 @@ def _decide(
     resolved: ResolvedModel,
     running: ServiceStatus | None,
     cached: tuple[Artifact, ...],
+    decider: Decider | None,
     *,
     check_busy: bool = True,
 ) -> _Work:
@@ -172,7 +177,8 @@ def _decide(
         for name, backend in backends.items()
     }
     pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
-    choice = choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
+    choice = decided(host, facts, services, request, resolved, running, decider) if decider else None
+    choice = choice or choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
     backend, gpus = backends[choice.backend], used[choice.backend]
     if check_busy:
         if not _joins_server(backend, services):
@@ -319,6 +325,7 @@ def _host_plan(host_name: str, action: PlanAction, reason: str, work: _Work) -> 
         service=work.spec,
         warnings=work.warnings,
         install_needed=bool(work.installation.steps),
+        because=choice.because,
     )
 
 

@@ -1,0 +1,198 @@
+"""`fleet choose`: for each host what would be deployed there and why, from its facts of now or the last known ones."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from fleet_controller.benchmarking.cells import chip_of
+from fleet_controller.choosing.decision import Decision
+from fleet_controller.choosing.explain import explain, summary
+from fleet_controller.choosing.models import compare_models
+from fleet_controller.choosing.options import Goal
+from fleet_controller.choosing.report import HostChoice, ModelChoice
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.facts import HostFacts
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.domain.resolved import ResolvedModel
+from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.operations.choosing_next import next_commands
+from fleet_controller.operations.choosing_options import Question, decision_for
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.hosts import live_report
+from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.operations.reports import HostReport
+from fleet_controller.operations.resolving import catalog, named, resolve_everything_for
+from fleet_controller.operations.threads import in_daemon_thread
+from fleet_controller.planning.considering import consider
+from fleet_controller.planning.devices import busy_text, foreign_processes, visible_gpus
+from fleet_controller.planning.plan import located
+from fleet_controller.planning.problem import PlanProblem
+from fleet_inventory.hosts import Host
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """`models` as for a deploy, or one `repository`; `last_known`: no host is asked."""
+
+    models: tuple[str, ...]
+    pattern: str
+    question: Question
+    context_tokens: int | None = None
+    repository: str = ""
+    last_known: bool = False
+
+
+@dataclass(frozen=True)
+class KnownState:
+    """What is known of a host; `basis` as in HostChoice."""
+
+    facts: HostFacts
+    services: tuple[ServiceStatus, ...]
+    basis: str = ""
+
+
+async def choose(context: FleetContext, request: ChooseRequest) -> tuple[HostChoice, ...]:
+    """The choice for each host of the pattern. Raises OperationError where the request itself cannot be met."""
+    if not request.models and not request.repository:
+        raise OperationError("no-model", "name a model", "fleet models lists them", usage=True)
+    hosts = context.select(request.pattern)
+    requests = [
+        named(DeployRequest(model=model, repository=request.repository, context_length=request.context_tokens))
+        for model in request.models or ("",)
+    ]
+    hubs = list(dict.fromkeys(_hub(host) for host in hosts))
+    asked = [(wanted, hub) for wanted in requests for hub in hubs]
+    found, states = await asyncio.gather(
+        asyncio.gather(*(resolve_everything_for(wanted, *hub) for wanted, hub in asked), return_exceptions=True),
+        asyncio.gather(*(_state(context, host, request.last_known) for host in hosts)),
+    )
+    _raise_usage(found)
+    models = dict(zip(asked, found, strict=True))
+    knowledge = Knowledge(context.database, catalog())
+
+    def decided() -> tuple[HostChoice, ...]:
+        return tuple(
+            choice_of(host, state, [(one, models[one, _hub(host)]) for one in requests], knowledge, request.question)
+            for host, state in zip(hosts, states, strict=True)
+        )
+
+    return await in_daemon_thread(decided)
+
+
+def choice_of(
+    host: Host,
+    state: KnownState | Problem,
+    models: Sequence[tuple[DeployRequest, ResolvedModel | BaseException]],
+    knowledge: Knowledge,
+    question: Question,
+) -> HostChoice:
+    """The choice for one host. Pure but for what `knowledge` reads."""
+    if isinstance(state, Problem):
+        return HostChoice(host=host.name, problem=state)
+    gpus = visible_gpus(state.facts, host.environment)
+    indices = tuple(gpu.index for gpu in gpus)
+    choices: list[ModelChoice] = []
+    decisions: dict[str, Decision] = {}
+    for request, resolved in models:
+        if isinstance(resolved, BaseException):
+            problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)))
+            choices.append(ModelChoice(model=request.model or request.repository, problem=problem))
+            continue
+        choice = _model_choice(host, state, request, resolved, knowledge, question)
+        choices.append(choice)
+        if choice.decision is not None:
+            decisions[resolved.name] = choice.decision
+    return HostChoice(
+        host=host.name,
+        chip=chip_of(state.facts, indices),
+        device_count=max(len(indices), 1),
+        basis=state.basis,
+        models=tuple(choices),
+        comparison=tuple(compare_models(decisions, question.goal)),
+    )
+
+
+def _model_choice(
+    host: Host,
+    state: KnownState,
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    knowledge: Knowledge,
+    question: Question,
+) -> ModelChoice:
+    running = next(
+        (one for one in state.services if one.spec.name == resolved.name and one.desired is DesiredState.RUNNING), None
+    )
+    try:
+        considered = consider(host, state.facts, state.services, request, located(state.facts, resolved), running)
+    except PlanProblem as problem:
+        return ModelChoice(model=resolved.name, problem=problem.problem)
+    decision = decision_for(host.name, state.facts, resolved, considered.candidates, knowledge, question)
+    unusable = [f"{name} is of no use here: {why}" for name, why in considered.unusable]
+    notes = [*_busy(host, state), *resolved.warnings, *unusable]
+    if running is not None:
+        spec = running.spec
+        notes.insert(0, f"runs now: {spec.backend} {spec.quantization} at context {spec.context_length:,}")
+    return ModelChoice(
+        model=resolved.name,
+        decision=decision,
+        explanation=tuple(explain(decision)),
+        notes=tuple(notes),
+        next_commands=tuple(next_commands(request.model or f"--repo {request.repository}", host.name, decision)),
+        summary=summary(decision),
+    )
+
+
+def _busy(host: Host, state: KnownState) -> list[str]:
+    foreign = foreign_processes(visible_gpus(state.facts, host.environment))
+    if not foreign:
+        return []
+    texts = "; ".join(busy_text(process, state.facts.taken_unix_ms) for process in foreign)
+    return [f"{texts}: judged by the memory that is left; a deploy waits until the GPU is idle"]
+
+
+async def _state(context: FleetContext, host: Host, last_known: bool) -> KnownState | Problem:
+    """Facts of now; where the host does not answer, the last known ones, and why they were taken."""
+    if not last_known:
+        report = await live_report(context, host)
+        if report.facts is not None:
+            return KnownState(report.facts, report.services)
+        problem = report.problem or Problem(code="no-facts", message="it told no facts")
+    else:
+        problem = Problem(code="not-asked", message="hosts were not asked")
+    known = context.database.known_hosts().get(host.name)
+    facts = HostReport.model_validate(known.report) if known is not None else None
+    if facts is None or facts.facts is None:
+        if last_known:
+            remedy = f"run: fleet hosts {host.name}"
+            return Problem(code="never-seen", message="no facts of this host are known yet", remedy=remedy)
+        return problem
+    taken = datetime.fromtimestamp(facts.facts.taken_unix_ms / 1000, UTC)
+    return KnownState(facts.facts, facts.services, f"as of {taken:%Y-%m-%d %H:%M} UTC, since {problem.message}")
+
+
+def _hub(host: Host) -> tuple[str, str]:
+    return host.environment.get("HF_ENDPOINT", ""), host.hub_token or ""
+
+
+def _raise_usage(found: Sequence[ResolvedModel | BaseException]) -> None:
+    """A model that nobody knows is the user's to correct; a hub that is down costs only its hosts."""
+    for error in found:
+        if isinstance(error, BaseException):
+            is_usage = isinstance(error, OperationError) and error.usage
+            if is_usage or not isinstance(error, Exception):
+                raise error
+
+
+def goal_of(text: str) -> Goal:
+    """Raises OperationError (usage)."""
+    try:
+        return Goal(text or Goal.DECODE)
+    except ValueError:
+        known = ", ".join(goal.value for goal in Goal)
+        raise OperationError("usage", f"there is no goal {text!r}", f"one of: {known}", usage=True) from None
