@@ -62,11 +62,18 @@ def _create_quality(connection: sqlite3.Connection) -> None:
     create_quality(connection)
 
 
+def _create_rollouts(connection: sqlite3.Connection) -> None:
+    from fleet_controller.rolling.store import create_rollouts
+
+    create_rollouts(connection)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create_hosts_and_plans,
     _create_results,
     _make_results_comparable,
     _create_quality,
+    _create_rollouts,
 )
 
 
