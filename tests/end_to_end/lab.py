@@ -247,7 +247,8 @@ def lab_of_three(folder: Path, binaries: Path) -> Iterator[Lab]:
         index = stack.enter_context(WheelIndex(controller_address(fleet)))
         model = make_tiny_model(fleet.folder / "model", layers=MODEL_LAYERS)
         cli.write_hosts(
-            {name: {} for name in HOSTS}, environment={"HF_ENDPOINT": hub.url, "UV_DEFAULT_INDEX": index.url}
+            {name: {} for name in HOSTS},
+            environment={"HF_ENDPOINT": hub.url, "UV_DEFAULT_INDEX": index.url, "LLAMA_ARG_THREADS": "1"},
         )
         wheels = wheels_for(host_python(fleet, HOSTS[0]), with_uv=True)
         give_uv(fleet, MLX_HOST, wheels)

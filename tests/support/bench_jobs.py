@@ -8,8 +8,11 @@ ENGINE = "llama.cpp-test-00000000"
 
 
 def bench(model: Path, *arguments: str, **more: object) -> Step:
-    """A bench with llama-bench that judges nobody: the machine that runs the tests is no quiet one."""
-    words = ("-m", str(model), "-p", "32", "-n", "4", "-o", "json", "--progress", *arguments)
+    """A bench with llama-bench that judges nobody: the machine that runs the tests is no quiet one.
+
+    One thread: several wait for each other without sleeping, which takes for ever where others compute, too.
+    """
+    words = ("-m", str(model), "-p", "32", "-n", "4", "-t", "1", "-o", "json", "--progress", *arguments)
     values: dict[str, object] = {
         "watch": DeviceWatch(idle_wait_seconds=60.0, interval_seconds=0.05),
         "arguments": words,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 COMMAND_SECONDS = 120.0
+# An engine's threads wait for each other without sleeping, which takes long where others compute, too.
+ENGINE_THREADS = 1
 
 
 class FleetWorld:
@@ -72,6 +74,7 @@ class FleetWorld:
         for name in names:
             text += f"  {name}:\n    transport: local\n    agent_root: {self.folder / name}\n"
             text += f"    environment:\n      HF_HOME: {self.folder / 'huggingface'}\n"
+            text += f"      LLAMA_ARG_THREADS: '{ENGINE_THREADS}'\n"
         self.hosts_yaml.write_text(text + more, encoding="utf-8")
 
     def up(self, *names: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fleet_controller.forwarding.manage import forwards_lock, new_forward, start_forward, stop_forward
 from fleet_controller.forwarding.record import Forward, read_forward, record_path
-from fleet_controller.forwarding.ssh_command import forward_command
+from fleet_controller.forwarding.ssh_command import KEEPALIVE_SECONDS, forward_command
 from support.fleet_cli import eventually
 from support.namespaces import NamespaceFleet
 
@@ -24,6 +24,10 @@ class ForwardWorld:
     def start(self, host: str, local_port: int, **settings: object) -> Forward:
         """Starts a forward of the host's port 8100; `settings` are those of hosts.yaml."""
         argv = forward_command(self.fleet.host(host, **settings), local_port, "127.0.0.1", REMOTE_PORT)
+        # A cut link is noticed sooner than a user's would be.
+        patient, quick = (f"ServerAliveInterval={seconds}" for seconds in (KEEPALIVE_SECONDS, 1))
+        assert patient in argv
+        argv = tuple(quick if word == patient else word for word in argv)
         with forwards_lock(self.folder):
             forward = start_forward(self.folder, new_forward(MODEL, host, local_port, ("127.0.0.1", REMOTE_PORT), argv))
         self.started.append(forward)

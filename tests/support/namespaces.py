@@ -29,6 +29,7 @@ import pytest
 from fleet_inventory.hosts import Host
 
 SSHD_SECONDS = 15.0
+CONNECT_SECONDS = 4  # a host that is down costs each attempt that long; the network is this machine's own
 PREFIX_NAME = "flt"
 
 
@@ -184,6 +185,7 @@ class NamespaceFleet:
         blocks = [f"Host {host.name}\n  HostName {host.address}\n  User {host.user}\n" for host in self.hosts.values()]
         shared = f"Host *\n  IdentityFile {self.key}\n  IdentitiesOnly yes\n  IdentityAgent none\n"
         shared += f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile /dev/null\n"
+        shared += f"  ConnectTimeout {CONNECT_SECONDS}\n"
         self.ssh_config.write_text("\n".join([*blocks, shared]))
 
     # -- using ------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ async def main(folder: Path, model: str, binaries: Path, times: str) -> None:
     (install / "bin").mkdir(parents=True)
     (install / "bin" / "llama-bench").symlink_to(binaries / "llama-bench")
     (install / "install.json").write_text(json.dumps({"adopted_path": str(binaries)}))
-    arguments = ("-m", model, "-p", "32", "-n", "4", "-r", "600", "-o", "json", "--progress")
+    arguments = ("-m", model, "-p", "32", "-n", "4", "-r", "600", "-t", "1", "-o", "json", "--progress")
     watch = DeviceWatch(idle_wait_seconds=60.0, foreign_cpu_percent=20.0, interval_seconds=0.2)
     repeats = 3 if times == "once" else 1
     step = BenchStep(ToolRef(ENGINE, "bin/llama-bench"), arguments, watch=watch, mark="prompt run 5/", repeats=repeats)

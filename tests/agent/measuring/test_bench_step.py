@@ -24,7 +24,9 @@ IN_A_NAMESPACE = Path(__file__).parent / "contaminated_run.py"
 
 
 def is_mark(event: JobEvent) -> bool:
-    return event.progress is not None and "generation run" in event.progress.label
+    """The measurement itself has begun, and has most of its runs before it."""
+    label = event.progress.label if event.progress is not None else ""
+    return "prompt run" in label and "warmup" not in label
 
 
 async def test_a_measurement_comes_with_samples_marks_hashes_and_raw_output(agent: Agent, model: Path) -> None:
