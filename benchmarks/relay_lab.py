@@ -155,9 +155,13 @@ class RelayProcess:
             self._changed.notify_all()
 
     def order(self, order: Order) -> None:
+        self.send(order_line(order))
+
+    def send(self, line: str) -> None:
+        """An order as a line, as the controller writes it. One that has ended hears nothing."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
-            self.process.stdin.write(order_line(order))
+            self.process.stdin.write(line)
             self.process.stdin.flush()
 
     def wait_for(self, wanted: Callable[[Event], bool], seconds: float = START_SECONDS) -> Event:
