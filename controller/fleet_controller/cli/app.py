@@ -11,6 +11,7 @@ from fleet_controller.cli import (
     controller,
     deploy,
     endpoints,
+    eval,
     hosts,
     results,
     results_group,
@@ -45,6 +46,7 @@ deploy.register(app)
 choose.register(app)
 endpoints.register(app)
 bench.register(app)
+eval.register(app)
 calibrate.register(app)
 results.register(app)
 results_group.register(app)

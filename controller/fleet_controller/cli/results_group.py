@@ -83,6 +83,21 @@ def show(
     run_show(result_id, raw=raw, as_json=as_json)
 
 
+@app.command()
+def quality(
+    model: str = typer.Argument("", metavar="[MODEL]", help="Only this model, or this repository."),
+    metric: str = typer.Option("", "--metric", help="Only mmlu_pro, perplexity or kl_divergence."),
+    row_id: int = typer.Option(
+        0, "--id", min=0, help="One score in full: subjects, what was cut off, others beside it."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout; with --id each answer, too."),
+) -> None:
+    """List what `fleet eval` found. Scores of different scales (protocol, version, data, settings) do not compare."""
+    from fleet_controller.cli.results_quality_command import run_quality
+
+    run_quality(model, metric, row_id, as_json=as_json)
+
+
 @app.command("import")
 def import_command(
     files: list[str] = FILES,

@@ -2,6 +2,7 @@
 
 from fleet_controller.benchmarking.clients import Client
 from fleet_controller.benchmarking.suites import Part
+from fleet_controller.choosing.work import LLAMA_CPP
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.benches import CellAction
 from fleet_controller.domain.facts import HostFacts
@@ -18,7 +19,7 @@ def fitting(
 ) -> tuple[Part, HostPlan, tuple[Step, ...], int]:
     """The part with the depths that fit, all tried first. Raises CellStopped where none fits, or the host is busy."""
     single = resolved.model_copy(update={"artifacts": (artifact,)})
-    facts = _as_if_free(case)
+    facts = as_if_free(case)
     paused = in_the_way(case, ()) if case.request.pause_services else []
     services = tuple(status for status in case.state.services if status.spec.name not in paused)
     depths = sorted(part.depths)
@@ -31,7 +32,7 @@ def fitting(
             context_length=tried.context_tokens,
             max_parallel=max(tried.concurrency) if client.over_http and max(tried.concurrency) > 1 else None,
             backend_version=case.request.backend_version,
-            engine_path=case.request.engine_path,
+            engine_path=_engine_path(case, backend),
             offline_folder=case.request.offline_folder,
             service_name=f"bench-{resolved.name}"[:64],
         )
@@ -46,7 +47,12 @@ def fitting(
         raise CellStopped(CellAction.REFUSE if refused else CellAction.FAIL, problem)
 
 
-def _as_if_free(case: Case) -> HostFacts:
+def _engine_path(case: Case, backend: str) -> str:
+    """Binaries that lie on a host are of one backend: of several that nobody named, llama.cpp's."""
+    return case.request.engine_path if backend == LLAMA_CPP or case.request.backend else ""
+
+
+def as_if_free(case: Case) -> HostFacts:
     """The host's facts with what --pause-services will free, and without strangers where --when-idle waits for them."""
     facts = case.facts
     paused = in_the_way(case, ()) if case.request.pause_services else []

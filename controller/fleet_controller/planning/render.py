@@ -13,6 +13,7 @@ from fleet_controller.domain.steps import (
     BenchStep,
     ChatProbeStep,
     CmakeBuildStep,
+    EvaluateStep,
     GitCheckoutStep,
     HubDownloadStep,
     InstallerScriptStep,
@@ -125,6 +126,8 @@ def _step(facts: HostFacts, step: Step) -> Iterator[PlannedCommand]:
         yield _installer_script(facts, step.installer_script)
     elif step.bench:
         yield from _bench(facts, step.bench)
+    elif step.evaluate:
+        yield from _evaluate(facts, step.evaluate)
     elif step.health_probe:
         yield PlannedCommand(purpose="health probe", description=f"GET {step.health_probe.url}")
     elif step.chat_probe:
@@ -155,6 +158,19 @@ def _bench(facts: HostFacts, step: BenchStep) -> Iterator[PlannedCommand]:
         argv = (program, *step.warmup_arguments)
         yield PlannedCommand(purpose="warm-up", argv=argv, environment=step.environment, description=text)
     yield PlannedCommand(purpose="measure", argv=(program, *step.arguments), environment=step.environment)
+
+
+def _evaluate(facts: HostFacts, step: EvaluateStep) -> Iterator[PlannedCommand]:
+    """{programs} stands for the agent's own folder of these programs, {folder} for what is kept of this evaluation."""
+    if step.server is not None:
+        argv = (tool_path(facts, step.server.tool), *step.server.arguments)
+        text = "a server for this evaluation only, ended after it"
+        yield PlannedCommand(purpose="serve", argv=argv, environment=step.server.environment, description=text)
+    program = {"ask": "ask.py", "lm_eval": "lm_eval_run.py"}.get(step.program, "")
+    tool = tool_path(facts, step.tool) if step.tool.install_key else agent_python(facts)
+    argv = (tool, *((f"{{programs}}/{program}",) if program else ()), *step.arguments)
+    text = f"{{folder}} is {facts.layout.state_dir}/evaluations/{step.state_key}: a later run goes on there"
+    yield PlannedCommand(purpose="evaluate", argv=argv, environment=step.environment, description=text)
 
 
 def agent_python(facts: HostFacts) -> str:

@@ -164,6 +164,33 @@ class ControllerServicer(GeneratedServicer):
         async for message in _stream(run_bench(self._context, request.plan_id), controller_pb2.HostEvent, context):
             yield message
 
+    async def PlanEval(self, request: Any, context: Any) -> controller_pb2.EvalPlan:
+        from fleet_controller.domain.evals import EvalRequest
+        from fleet_controller.operations.eval_plan import plan_eval
+
+        try:
+            plan = await plan_eval(self._context, from_wire(EvalRequest, request))
+        except Exception as error:
+            await _abort(context, error)
+        cells = [to_wire(cell.shown, controller_pb2.EvalCell) for cell in plan.cells]
+        return controller_pb2.EvalPlan(plan_id=plan.plan_id, cells=cells, notes=plan.notes)
+
+    async def Eval(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.eval import evaluate
+
+        async for message in _stream(evaluate(self._context, request.plan_id), controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListQuality(self, request: Any, context: Any) -> controller_pb2.ListQualityReply:
+        from fleet_controller.results.quality import load_quality
+
+        try:
+            found = load_quality(self._context.database, request.model, request.metric)
+        except Exception as error:
+            await _abort(context, error)
+        rows = [controller_pb2.ScoredArtifact(id=number, json=row.model_dump_json()) for number, row in found]
+        return controller_pb2.ListQualityReply(rows=rows)
+
     async def ListResults(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.operations.results import list_results
         from fleet_controller.service import results_wire
