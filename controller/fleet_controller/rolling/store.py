@@ -135,8 +135,8 @@ def create_rollouts(connection: sqlite3.Connection) -> None:
         " updated_unix_ms INTEGER)"
     )
     connection.execute(
-        "CREATE TABLE rollout_hosts (number INTEGER, position INTEGER, host TEXT, wave INTEGER, phase TEXT, before TEXT,"
-        " problem TEXT, changed_unix_ms INTEGER, PRIMARY KEY (number, host))"
+        "CREATE TABLE rollout_hosts (number INTEGER, position INTEGER, host TEXT, wave INTEGER, phase TEXT,"
+        " before TEXT, problem TEXT, changed_unix_ms INTEGER, PRIMARY KEY (number, host))"
     )
 
 
