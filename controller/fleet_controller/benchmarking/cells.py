@@ -74,6 +74,11 @@ class PlannedCell(Frozen):
     run_seconds: float = 0.0
     weights_bytes: int = 0
 
+    @property
+    def gpu_indices(self) -> tuple[int, ...]:
+        """The devices that it has for itself; empty = the whole host."""
+        return self.shown.gpu_indices
+
     def job(self, ordinal: int) -> JobSpec:
         """The durable job of one run; the same cell and ordinal is the same job, whoever asks for it."""
         shown = self.shown

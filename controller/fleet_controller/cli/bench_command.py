@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import typer
 
+from fleet_controller.benchmarking.devices import wall_seconds
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import follow_events, leave_with, outcome
 from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
@@ -135,13 +137,13 @@ def _row(cell: controller_pb2.BenchCell) -> tuple[str, ...]:
 
 
 def _summary(plan: controller_pb2.BenchPlan) -> str:
-    """Hosts work side by side, a host's cells one after the other."""
-    by_host: dict[str, float] = {}
+    """Hosts work side by side, and so do the devices of a host."""
+    by_host: dict[str, list[tuple[Sequence[int], float]]] = {}
     for cell in plan.cells:
-        by_host[cell.host] = by_host.get(cell.host, 0.0) + cell.estimated_seconds
+        by_host.setdefault(cell.host, []).append((cell.gpu_indices, cell.estimated_seconds))
     runs = sum(cell.runs for cell in plan.cells)
     download = sum(cell.download_bytes for cell in plan.cells)
-    longest = max(by_host.values(), default=0.0)
+    longest = max(map(wall_seconds, by_host.values()), default=0.0)
     guessed = any(cell.estimate_is_guess for cell in plan.cells if cell.runs)
     text = f"suite {plan.suite}: {runs} runs on {len(by_host)} hosts, {'about ' if guessed else ''}{duration(longest)}"
     return f"{text}, {gibibytes(download)} to download" if download else text

@@ -76,3 +76,4 @@ class BenchCell(Frozen):
     foreign: bool = False
     commands: tuple[PlannedCommand, ...] = ()
     warnings: tuple[str, ...] = ()
+    gpu_indices: tuple[int, ...] = ()

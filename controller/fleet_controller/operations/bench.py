@@ -1,9 +1,10 @@
-"""Running a bench's plan: all hosts at once, a host's cells in turn, each run a durable job of its agent.
+"""Running a bench's plan: all hosts at once, a device's cells in turn, each run a durable job of its agent.
 
 A run is named by its cell and its number. So the same command, after whatever died in the middle, joins what runs,
 takes in what has ended meanwhile, and repeats nothing that is kept.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from fleet_controller.benchmarking.cells import (
     run_id,
     run_of_result,
 )
+from fleet_controller.benchmarking.devices import overlap
 from fleet_controller.benchmarking.parsers import BenchOutputError
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.benches import CellAction
@@ -74,25 +76,53 @@ async def on_host(
 
 
 async def _cells(context: FleetContext, host: Host, cells: list[PlannedCell]) -> AsyncGenerator[HostEvent]:
-    """One cell that fails costs the others nothing; one lost host costs all that are left."""
-    outcomes: list[dict[str, Any]] = []
-    problems: list[Problem] = []
-    for number, cell in enumerate(cells, start=1):
+    """Cells on other devices side by side, those of one device in the order of the plan."""
+    work = _HostCells(context, host, cells)
+    async for event in merged([work.one(position) for position in range(len(cells))]):
+        yield event
+    yield ended(host, [work.outcomes[position] for position in sorted(work.outcomes)], work.problems)
+
+
+class _HostCells:
+    """The cells of one host. One that fails costs the others nothing; a lost host costs all that have not begun.
+
+    The agent's leases keep measurements of different commands apart; those of one command are not even sent before
+    their turn.
+    """
+
+    def __init__(self, context: FleetContext, host: Host, cells: list[PlannedCell]) -> None:
+        self.outcomes: dict[int, dict[str, Any]] = {}
+        self.problems: list[Problem] = []
+        self._context, self._host, self._cells = context, host, cells
+        self._over = [asyncio.Event() for _ in cells]
+        self._lost = False
+
+    async def one(self, position: int) -> AsyncGenerator[HostEvent]:
+        """One cell, once all before it that want one of its devices are over."""
+        cell = self._cells[position]
+        try:
+            for other, over in zip(self._cells[:position], self._over, strict=False):
+                if overlap(other.gpu_indices, cell.gpu_indices):
+                    await over.wait()
+            if not self._lost:
+                async for event in self._measured(position, cell):
+                    yield event
+        finally:
+            self._over[position].set()
+
+    async def _measured(self, position: int, cell: PlannedCell) -> AsyncGenerator[HostEvent]:
         results: list[Result] = []
         problem: Problem | None = None
+        place = f"[{position + 1}/{len(self._cells)}] " if len(self._cells) > 1 else ""
         try:
-            async for event in measure_cell(context, host, cell, results):
-                place = f"[{number}/{len(cells)}] " if len(cells) > 1 else ""
+            async for event in measure_cell(self._context, self._host, cell, results):
                 yield event.model_copy(update={"message": f"{place}{event.message}"})
         except Exception as error:
             problem = explained(problem_of(error), cell)
-            problems.append(problem)
-            yield HostEvent(host=host.name, stage="bench", message=f"{name_of(cell)}: {problem.message}")
-            if isinstance(error, TransportError):
-                outcomes.append(outcome_of(cell, results, problem))
-                break
-        outcomes.append(outcome_of(cell, results, problem))
-    yield ended(host, outcomes, problems)
+            self.problems.append(problem)
+            self._lost = isinstance(error, TransportError)
+            yield HostEvent(host=self._host.name, stage="bench", message=f"{name_of(cell)}: {problem.message}")
+        self.outcomes[position] = outcome_of(cell, results, problem)
 
 
 async def measure_cell(

@@ -3,6 +3,7 @@
 from fleet_controller.backends.base import Installation
 from fleet_controller.benchmarking.cells import PlannedCell, test_names
 from fleet_controller.benchmarking.clients import Client, Subject, install_client
+from fleet_controller.benchmarking.devices import overlap
 from fleet_controller.benchmarking.keys import with_api_key
 from fleet_controller.benchmarking.suites import Part
 from fleet_controller.domain.base import EnvironmentVariable, Problem
@@ -59,7 +60,11 @@ def planned_cell(
         any(step.python_environment or step.cmake_build for step in steps),
     )  # fmt: skip
     extra_disk = installation.disk_bytes if installation is not subject.installation else 0
-    waits = tuple(f"waits for {lease.title}, which measures there now" for lease in case.facts.leases)
+    waits = tuple(
+        f"waits for {lease.title}, which measures there now"
+        for lease in case.facts.leases
+        if overlap(lease.gpu_indices, spec.gpu_indices)
+    )
     shown = BenchCell(
         cell_id=identity.cell_id,
         host=case.host.name,
@@ -83,6 +88,7 @@ def planned_cell(
         foreign=foreign_port > 0,
         commands=render(case.facts, steps, None, job_environment),
         warnings=(*warnings, *waits),
+        gpu_indices=spec.gpu_indices,
     )
     return PlannedCell(
         shown=shown,

@@ -1539,6 +1539,7 @@ class BenchCell(_message.Message):
     FOREIGN_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    GPU_INDICES_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.str
     host: _builtins.str
     model: _builtins.str
@@ -1574,6 +1575,10 @@ class BenchCell(_message.Message):
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedCommand]: ...
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def gpu_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """measured one at a time on each; empty = the whole host"""
+
     def __init__(
         self,
         *,
@@ -1600,10 +1605,11 @@ class BenchCell(_message.Message):
         foreign: _builtins.bool = ...,
         commands: _abc.Iterable[Global___PlannedCommand] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        gpu_indices: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "cell_id", b"cell_id", "client", b"client", "client_version", b"client_version", "commands", b"commands", "disk_bytes", b"disk_bytes", "download_bytes", b"download_bytes", "estimate_basis", b"estimate_basis", "estimate_is_guess", b"estimate_is_guess", "estimated_seconds", b"estimated_seconds", "foreign", b"foreign", "host", b"host", "install_needed", b"install_needed", "model", b"model", "paused_services", b"paused_services", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "runs", b"runs", "tests", b"tests", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "cell_id", b"cell_id", "client", b"client", "client_version", b"client_version", "commands", b"commands", "disk_bytes", b"disk_bytes", "download_bytes", b"download_bytes", "estimate_basis", b"estimate_basis", "estimate_is_guess", b"estimate_is_guess", "estimated_seconds", b"estimated_seconds", "foreign", b"foreign", "gpu_indices", b"gpu_indices", "host", b"host", "install_needed", b"install_needed", "model", b"model", "paused_services", b"paused_services", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "runs", b"runs", "tests", b"tests", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
     _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
