@@ -1,7 +1,7 @@
 """A decision in words, line by line: what was chosen and why, what else there is, and what would change it."""
 
 from fleet_controller.choosing.decision import Decision, Ranked
-from fleet_controller.choosing.options import Certainty
+from fleet_controller.choosing.options import MEASURED_DIGITS, PREDICTED_DIGITS, Certainty
 from fleet_controller.domain.sizes import gibibytes
 
 
@@ -56,11 +56,13 @@ def summary(decision: Decision) -> str:
         why = "; ".join(f"{item.option.name}: {item.text}" for item in decision.ruled_out)
         return f"nothing can be chosen for {decision.goal.value}" + (f": {why}" if why else "")
     standing = chosen.standing
-    known = f"{decision.goal.value} {standing.value:.4g} {standing.unit}, {standing.certainty.value}"
+    predicted = standing.certainty is Certainty.PREDICTED
+    digits = PREDICTED_DIGITS if predicted else MEASURED_DIGITS
+    known = f"{decision.goal.value} {standing.value:.{digits}g} {standing.unit}, {standing.certainty.value}"
     if chosen.option.offload_bytes:
         known += f" with all of it on the GPU, {gibibytes(chosen.option.offload_bytes)} are on the CPU"
-    elif standing.certainty is Certainty.PREDICTED:
-        known += f" {standing.low:.4g} to {standing.high:.4g}"
+    elif predicted:
+        known += f" {standing.low:.{digits}g} to {standing.high:.{digits}g}"
     if not standing.is_known:
         known = standing.text
     return "; ".join(part for part in (f"{chosen.option.name}: {known}", chosen.comparison) if part)

@@ -8,6 +8,8 @@ from fleet_controller.domain.plan import FitVerdict
 
 # A request as a person waits for it: the prompt of the notes' benches, and an answer of a screen.
 REQUEST_PROMPT_TOKENS, REQUEST_ANSWER_TOKENS = 1024, 256
+# Significant digits that are shown.
+MEASURED_DIGITS, PREDICTED_DIGITS = 4, 3
 
 
 class Goal(StrEnum):
@@ -163,9 +165,10 @@ class Option(Frozen):
 
 def _standing(goal: Goal, unit: str, values: tuple[float, float, float], figure: Figure) -> Standing:
     value, low, high = values
-    text = f"{goal.value} {value:.4g} {unit}, {figure.certainty.value}"
+    digits = PREDICTED_DIGITS if figure.certainty is Certainty.PREDICTED else MEASURED_DIGITS
+    text = f"{goal.value} {value:.{digits}g} {unit}, {figure.certainty.value}"
     if low < high:
-        text += f", {low:.4g} to {high:.4g}"
+        text += f", {low:.{digits}g} to {high:.{digits}g}"
     if figure.source:
         text += f" ({figure.source})"
     return Standing(

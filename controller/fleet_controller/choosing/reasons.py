@@ -34,5 +34,5 @@ def figure(option: Option, standing: Standing) -> str:
 def measuring(option: Option, standing: Standing) -> str:
     if not standing.is_known:
         return f"measuring {option.name}: no figure is known of it"
-    bars = f"{standing.low:.4g} to {standing.high:.4g} {standing.unit}"
+    bars = f"{standing.low:.3g} to {standing.high:.3g} {standing.unit}"
     return f"measuring {option.name}: {bars} is {_UNSURE[standing.certainty]}"

@@ -56,7 +56,7 @@ def decision_for(
     options: list[Option] = []
     wanted: dict[str, Wanted] = {}
     for candidate, option in _named(candidates):
-        asked = _wanted(host, facts, resolved, candidate, model, question.depth)
+        asked = _wanted(host, facts, candidate, model, question.depth)
         wanted[option.name] = asked
         options.append(with_figures(option, candidate, asked, model, knowledge))
     phase = _PHASE_OF_GOAL.get(question.goal)
@@ -159,9 +159,7 @@ def weights_of(artifact: ModelArtifact) -> int | None:
     return artifact.weights_bytes - projector
 
 
-def _wanted(
-    host: str, facts: HostFacts, resolved: ResolvedModel, candidate: Candidate, model: ModelFacts, depth: int
-) -> Wanted:
+def _wanted(host: str, facts: HostFacts, candidate: Candidate, model: ModelFacts, depth: int) -> Wanted:
     choice = candidate.choice
     artifact, backend = choice.artifact, choice.backend
     machine = Machine(
@@ -180,18 +178,15 @@ def _wanted(
         artifact_hash=file_hash(artifact),
         weights_bytes=weights_of(artifact),
         depth=depth,
-        cells=tuple(_cells(facts, machine, candidate, model, depth)),
+        cells=tuple(_cells(machine, candidate, model, depth)),
     )
 
 
-def _cells(
-    facts: HostFacts, machine: Machine, candidate: Candidate, model: ModelFacts, depth: int
-) -> Iterable[tuple[Phase, Cell]]:
-    """What a prediction needs, where all of it is known; none for what computes on a CPU or on several GPUs at once."""
+def _cells(machine: Machine, candidate: Candidate, model: ModelFacts, depth: int) -> Iterable[tuple[Phase, Cell]]:
+    """What a prediction needs, where all of it is known; none for a model that is dealt out to several GPUs."""
     choice = candidate.choice
     weights = weights_of(choice.artifact)
-    on_chip = bool(candidate.gpu_indices) or facts.apple is not None
-    device = device_named(machine.chip, machine.gpu_cores) if on_chip else None
+    device = device_named(machine.chip, machine.gpu_cores)
     deals_out = machine.device_count > 1 and isinstance(BACKENDS[choice.backend], Preallocates)
     if device is None or model.work is None or not weights or deals_out:
         return
