@@ -1,8 +1,8 @@
 """Which option wins on one machine, and why: fit, then a floor on quality, then speed. Pure and deterministic.
 
-Error bars that overlap are a tie and are called one. In a tie what was measured goes before what was predicted, then
-better quality, then a longer context, then more bits a weight, then the faster; the last resort is the order that fleet
-has without any figure. What is taken on request only, what lies partly on the CPU, what is held back and what nobody
+Error bars that overlap are a tie and are called one. Of those that tie with the fastest and lie within its bar, what was
+measured goes before what was predicted, then better quality, then a longer context, then more bits a weight, then the
+faster; the last resort is the order that fleet has without any figure. What is taken on request only, what lies partly on the CPU, what is held back and what nobody
 knows a figure of go behind.
 """
 
@@ -143,9 +143,14 @@ def _order(options: Sequence[Option], goal: Goal, tie: Tie) -> tuple[list[Option
     fastest = by_value[0]
     tier = _tier(fastest, goal)
     tied = [option for option in by_value if _tier(option, goal) == tier and _ties(option, fastest, goal, tie)]
-    tied.sort(key=lambda option: _preference(option, goal))
+    tied.sort(key=lambda option: (_is_below(option, fastest, goal), *_preference(option, goal)))
     names = frozenset(option.name for option in tied)
     return [*tied, *(option for option in by_value if option.name not in names)], names
+
+
+def _is_below(option: Option, fastest: Option, goal: Goal) -> bool:
+    """Whether its figure lies below the fastest's bar, although their bars overlap: its own is wide."""
+    return option is not fastest and standing_of(option, goal).value < standing_of(fastest, goal).low
 
 
 def _ties(option: Option, fastest: Option, goal: Goal, tie: Tie) -> bool:
@@ -193,12 +198,14 @@ def _ranked(place: int, option: Option, ordered: Sequence[Option], tied: frozens
 
 def _comparison(place: int, option: Option, ordered: Sequence[Option], tied: frozenset[str], goal: Goal) -> str:
     if place > 1:
-        return "" if option.name in tied else _behind(option, ordered[0], goal)
+        return "" if option.name in tied else _behind(option, ordered, tied, goal)
     if len(ordered) == 1:
         return ""
     second = ordered[1]
     if second.name in tied:
-        differing = _first_difference(option, second, goal)
+        below = standing_of(second, goal).value < standing_of(option, goal).low
+        why = f"taken since {second.name} lies below its bar"
+        differing = why if below else _first_difference(option, second, goal)
         return f"a tie with {second.name}{_weakly(option, second, goal)}, {differing}"
     return _apart(option, second, goal) if _tier(option, goal) == _tier(second, goal) else ""
 
@@ -211,7 +218,8 @@ def _apart(option: Option, second: Option, goal: Goal) -> str:
     return f"{_more(option, second, goal)} ahead of {second.name}{_weakly(option, second, goal)}"
 
 
-def _behind(option: Option, first: Option, goal: Goal) -> str:
+def _behind(option: Option, ordered: Sequence[Option], tied: frozenset[str], goal: Goal) -> str:
+    first = ordered[0]
     mine, theirs = _tier(option, goal), _tier(first, goal)
     if mine.on_request != theirs.on_request:
         return _faster_but(option, first, goal, "on request only")
@@ -225,8 +233,14 @@ def _behind(option: Option, first: Option, goal: Goal) -> str:
         return f"behind {first.name} in fleet's own order"
     if option.offload_bytes != first.offload_bytes:
         return f"more of it lies on the CPU than of {first.name}"
-    less = 1 - standing_of(option, goal).value / standing_of(first, goal).value
-    return f"{reasons.percent(less)} behind {first.name}{_weakly(option, first, goal)}"
+    if standing_of(option, goal).value > standing_of(first, goal).value:
+        fastest = max((one for one in ordered if one.name in tied), key=lambda one: standing_of(one, goal).value)
+        return f"{_less(option, fastest, goal)} behind {fastest.name}, with which the first is a tie"
+    return f"{_less(option, first, goal)} behind {first.name}{_weakly(option, first, goal)}"
+
+
+def _less(slower: Option, faster: Option, goal: Goal) -> str:
+    return reasons.percent(1 - standing_of(slower, goal).value / standing_of(faster, goal).value)
 
 
 def _faster_but(option: Option, first: Option, goal: Goal, why: str) -> str:
@@ -309,14 +323,15 @@ def _would_change(
     ordered: Sequence[Option], rivals: Sequence[Option], ruled_out: Sequence[RuledOut], goal: Goal
 ) -> Iterable[str]:
     """Measurements and changes that could put another option first."""
+    refused = [item.option for item in ruled_out if item.why is WhyNot.MEMORY]
     if not ordered:
-        yield from (f"{item.option.name}: {item.text}" for item in ruled_out)
+        yield from _shorter_contexts(refused)
         return
     first = ordered[0]
     yield from (reasons.measuring(option, standing_of(option, goal)) for option in rivals)
     for option in ordered:
         yield from _option_changes(option, first, goal)
-    yield from _shorter_contexts(ordered)
+    yield from _shorter_contexts([*ordered, *refused])
     for item in ruled_out:
         standing = item.option.standing(goal)
         if item.why is WhyNot.MEMORY and standing is not None and standing.value > standing_of(first, goal).value:
@@ -338,7 +353,8 @@ def _shorter_contexts(ordered: Sequence[Option]) -> Iterable[str]:
     """As "--context 65536: llama.cpp Q4_K_M, llama.cpp Q8_0 would fit entirely", the longest first."""
     names: dict[int, list[str]] = {}
     for option in ordered:
-        if option.fit is FitVerdict.FITS_WITH_OFFLOAD and option.fully_fitting_context and not option.on_request:
+        shorter = 0 < option.fully_fitting_context < option.context_tokens
+        if option.fit is not FitVerdict.FITS and shorter and not option.on_request:
             names.setdefault(option.fully_fitting_context, []).append(option.name)
     for context in sorted(names, reverse=True):
         yield f"--context {context}: {', '.join(names[context])} would fit entirely"

@@ -1,7 +1,9 @@
 """A decision in words, line by line: what was chosen and why, what else there is, and what would change it."""
 
-from fleet_controller.choosing.decision import Decision, Ranked
-from fleet_controller.choosing.options import MEASURED_DIGITS, PREDICTED_DIGITS, Certainty
+from collections import Counter
+
+from fleet_controller.choosing.decision import Decision, Ranked, WhyNot
+from fleet_controller.choosing.options import Certainty, amount, digits_of
 from fleet_controller.domain.sizes import gibibytes
 
 
@@ -53,16 +55,27 @@ def summary(decision: Decision) -> str:
     """One line: "llama.cpp Q4_K_M: decode 137 t/s, measured on this chip; 12 % ahead of llama.cpp Q8_0"."""
     chosen = decision.chosen
     if chosen is None:
-        why = "; ".join(f"{item.option.name}: {item.text}" for item in decision.ruled_out)
-        return f"nothing can be chosen for {decision.goal.value}" + (f": {why}" if why else "")
+        return _nothing(decision)
     standing = chosen.standing
-    predicted = standing.certainty is Certainty.PREDICTED
-    digits = PREDICTED_DIGITS if predicted else MEASURED_DIGITS
-    known = f"{decision.goal.value} {standing.value:.{digits}g} {standing.unit}, {standing.certainty.value}"
+    digits = digits_of(standing.certainty)
+    known = f"{decision.goal.value} {amount(standing.value, digits)} {standing.unit}, {standing.certainty.value}"
     if chosen.option.offload_bytes:
         known += f" with all of it on the GPU, {gibibytes(chosen.option.offload_bytes)} are on the CPU"
-    elif predicted:
-        known += f" {standing.low:.{digits}g} to {standing.high:.{digits}g}"
+    elif standing.certainty is Certainty.PREDICTED:
+        known += f" {amount(standing.low, digits)} to {amount(standing.high, digits)}"
     if not standing.is_known:
         known = standing.text
     return "; ".join(part for part in (f"{chosen.option.name}: {known}", chosen.comparison) if part)
+
+
+def _nothing(decision: Decision) -> str:
+    """What stands in the way of most, the first of them in full."""
+    text = f"nothing can be chosen for {decision.goal.value}"
+    if not decision.ruled_out:
+        return text
+    reasons = Counter(item.why for item in decision.ruled_out)
+    most = max(WhyNot, key=lambda why: reasons[why])
+    first = next(item for item in decision.ruled_out if item.why is most)
+    return f"{text}: {first.option.name} {first.text}" + (
+        f", and {len(decision.ruled_out) - 1} more" if len(decision.ruled_out) > 1 else ""
+    )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fleet_controller.choosing.bars import bars_overlap, weaker_level
 from fleet_controller.choosing.decision import Decision, Ranked
-from fleet_controller.choosing.options import Goal
+from fleet_controller.choosing.options import Goal, amount, digits_of
 from fleet_controller.domain.plan import FitVerdict
 
 
@@ -25,7 +25,8 @@ def compare_models(decisions: Mapping[str, Decision], goal: Goal) -> list[str]:
 def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal) -> str:
     level = weaker_level(first.standing, other.standing)
     certainties = " and ".join(dict.fromkeys((first.standing.certainty.value, other.standing.certainty.value)))
-    figures = f"{first.standing.value:.4g} and {other.standing.value:.4g} {first.standing.unit}, {certainties}"
+    values = [amount(one.standing.value, digits_of(one.standing.certainty)) for one in (first, other)]
+    figures = f"{' and '.join(values)} {first.standing.unit}, {certainties}"
     figures += f"; {level}" if level else ""
     names = f"{fastest} ({first.option.name})", f"{model} ({other.option.name})"
     part = ", which lies partly on the CPU" if other.option.fit is FitVerdict.FITS_WITH_OFFLOAD else ""

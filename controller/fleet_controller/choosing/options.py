@@ -8,7 +8,6 @@ from fleet_controller.domain.plan import FitVerdict
 
 # A request as a person waits for it: the prompt of the notes' benches, and an answer of a screen.
 REQUEST_PROMPT_TOKENS, REQUEST_ANSWER_TOKENS = 1024, 256
-# Significant digits that are shown.
 MEASURED_DIGITS, PREDICTED_DIGITS = 4, 3
 
 
@@ -163,12 +162,25 @@ class Option(Frozen):
         return _standing(Goal.LATENCY, "requests/s", (values[0], values[1], values[2]), both)
 
 
+def digits_of(certainty: Certainty) -> int:
+    """How many significant digits are shown."""
+    return PREDICTED_DIGITS if certainty is Certainty.PREDICTED else MEASURED_DIGITS
+
+
+def amount(value: float, digits: int) -> str:
+    """As "39.02", "12,900"."""
+    if value < 1000:
+        return f"{value:.{digits}g}"
+    unit = 10 ** max(len(str(int(value))) - digits, 0)
+    return f"{round(value / unit) * unit:,}"
+
+
 def _standing(goal: Goal, unit: str, values: tuple[float, float, float], figure: Figure) -> Standing:
     value, low, high = values
-    digits = PREDICTED_DIGITS if figure.certainty is Certainty.PREDICTED else MEASURED_DIGITS
-    text = f"{goal.value} {value:.{digits}g} {unit}, {figure.certainty.value}"
+    digits = digits_of(figure.certainty)
+    text = f"{goal.value} {amount(value, digits)} {unit}, {figure.certainty.value}"
     if low < high:
-        text += f", {low:.{digits}g} to {high:.{digits}g}"
+        text += f", {amount(low, digits)} to {amount(high, digits)}"
     if figure.source:
         text += f" ({figure.source})"
     return Standing(

@@ -1,6 +1,6 @@
 """Single reasons in words."""
 
-from fleet_controller.choosing.options import Certainty, Option, Quality, Standing
+from fleet_controller.choosing.options import PREDICTED_DIGITS, Certainty, Option, Quality, Standing, amount
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.domain.sizes import gibibytes
 
@@ -34,5 +34,5 @@ def figure(option: Option, standing: Standing) -> str:
 def measuring(option: Option, standing: Standing) -> str:
     if not standing.is_known:
         return f"measuring {option.name}: no figure is known of it"
-    bars = f"{standing.low:.3g} to {standing.high:.3g} {standing.unit}"
+    bars = f"{amount(standing.low, PREDICTED_DIGITS)} to {amount(standing.high, PREDICTED_DIGITS)} {standing.unit}"
     return f"measuring {option.name}: {bars} is {_UNSURE[standing.certainty]}"

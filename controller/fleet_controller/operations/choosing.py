@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from fleet_controller.benchmarking.cells import chip_of
 from fleet_controller.choosing.decision import Decision
@@ -31,8 +30,6 @@ from fleet_controller.planning.devices import busy_text, foreign_processes, visi
 from fleet_controller.planning.plan import located
 from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.hosts import Host
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ def _busy(host: Host, state: KnownState) -> list[str]:
     if not foreign:
         return []
     texts = "; ".join(busy_text(process, state.facts.taken_unix_ms) for process in foreign)
-    return [f"{texts}: judged by the memory that is left; a deploy waits until the GPU is idle"]
+    return [f"{texts}; fits are judged by what is left, and a deploy is refused until the GPU is idle"]
 
 
 async def _state(context: FleetContext, host: Host, last_known: bool) -> KnownState | Problem:

@@ -183,7 +183,13 @@ def test_few_bits_that_nobody_scored_go_behind_although_they_are_faster() -> Non
 
 def test_what_fits_entirely_goes_before_what_would_be_faster_were_it_not_partly_on_the_cpu() -> None:
     partly = option(
-        "Q8_0", figure(200), 8.5, fit=FitVerdict.FITS_WITH_OFFLOAD, offload_bytes=4 * GIB, fully_fitting_context=8192
+        "Q8_0",
+        figure(200),
+        8.5,
+        fit=FitVerdict.FITS_WITH_OFFLOAD,
+        offload_bytes=4 * GIB,
+        fully_fitting_context=8192,
+        context_tokens=32768,
     )
     less = partly.model_copy(update={"quantization": "Q6_K", "offload_bytes": 2 * GIB})
     decision = decide([partly, less, option("Q4_K_M", figure(120))])

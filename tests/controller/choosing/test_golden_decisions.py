@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fleet_controller.backends import BACKENDS
+from fleet_controller.backends.base import InstallRequest
 from fleet_controller.choosing.options import Certainty, Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
 from fleet_controller.domain.facts import EngineFacts, GpuProcess, HostFacts
@@ -50,7 +52,10 @@ def busy_rtx_4090() -> HostFacts:
 
 
 def with_vllm() -> HostFacts:
-    return rtx_4090(engines=(EngineFacts(backend="vllm", version="0.19.0", managed=True, install_key="vllm-any"),))
+    facts = rtx_4090()
+    planned = BACKENDS["vllm"].plan_install(facts, InstallRequest(gpus=facts.gpus))
+    engine = EngineFacts(backend="vllm", version=planned.version, managed=True, install_key=planned.install_key)
+    return facts.model_copy(update={"engines": (engine,)})
 
 
 def cpu_host() -> HostFacts:
