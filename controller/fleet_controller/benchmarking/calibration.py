@@ -96,8 +96,13 @@ class CalibrationModel(Frozen, extra="forbid"):
 
     @property
     def work(self) -> ModelWork:
-        """What its speed depends on."""
+        """What its speed depends on.
+
+        llama.cpp takes only the last token of a prompt through the last layer once its keys and values are there
+        (`inp_out_ids` in its models' graphs). With a few layers that is much of the work, so it counts with the head.
+        """
         head = self.hidden_size * VOCABULARY
+        last_layer = self.hidden_size * (self.heads * HEAD_SIZE + 3 * self.feed_forward_size)
         return ModelWork(
             name=self.name,
             parameters=self.parameters,
@@ -108,7 +113,7 @@ class CalibrationModel(Frozen, extra="forbid"):
             key_length=HEAD_SIZE,
             value_length=HEAD_SIZE,
             kv_bytes_per_token=2 * F16_BYTES * self.layers * self.key_value_heads * HEAD_SIZE,
-            head_parameters=head,
+            head_parameters=head + last_layer,
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fleet_controller.benchmarking.calibration import is_calibration
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.results.columns import DeviceSample, Result, Run
@@ -54,7 +55,11 @@ def list_results(context: FleetContext, listing: Listing) -> Iterator[Piece]:
     seen: set[str] = set()
     rows: list[tuple[int, Result]] = []
     total = 0
+    # Tables are of models that people run; made-up ones are shown to those who ask for them.
+    hides_calibration = listing.one_per_fingerprint and not (wanted.models or wanted.suites)
     for row in select_results(database, wanted, listing.newest, listing.one_per_fingerprint):
+        if hides_calibration and is_calibration(row[1].model):
+            continue
         rows.append(row)
         total += 1
         if len(rows) == PIECE_ROWS:

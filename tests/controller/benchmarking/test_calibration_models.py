@@ -63,7 +63,7 @@ def test_the_shapes_tell_the_factors_apart() -> None:
 
 def test_what_a_gpu_gets_is_more_than_a_cache_and_no_download() -> None:
     assert all(400e6 < cell.model.weights_bytes < 1.2e9 for cell in SHIPPED.gpu)
-    assert all(cell.model.weights_bytes < 300e6 for cell in SHIPPED.cpu)
+    assert all(cell.model.weights_bytes < 450e6 for cell in SHIPPED.cpu)
 
 
 def test_a_host_without_a_gpu_gets_small_models() -> None:
