@@ -19,8 +19,10 @@ from xdist.scheduler import LoadScopeScheduling
 LAB = "tests/end_to_end/"
 # Each with the reason: what is beside it would change what it shows.
 ALONE_FILES = (
-    # A bench of two builds on one machine, whose figures are compared.
+    # Benches with as many threads as there are cores, which wait for each other without sleeping; and the first one's
+    # figures are compared.
     "tests/controller/operations/test_golden_bench.py",
+    "tests/controller/operations/test_bench_for_real.py",
 )
 ALONE = "alone"
 WORKERS_PER_CPU = 2

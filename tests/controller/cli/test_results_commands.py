@@ -52,7 +52,9 @@ def test_wrong_usage_says_what_may_be_written(cli: FleetCli, arguments: tuple[st
     assert "error: " in finished.errors and "next: " in finished.errors
 
 
-def test_a_file_comes_in_once_and_goes_out_again(cli: FleetCli, tmp_path: Path) -> None:
+def test_a_file_comes_in_once_and_goes_out_again(
+    cli: FleetCli, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     refused = cli.run("results", "import", BENCH)
     assert refused.code == 2
     assert "--host" in refused.errors
@@ -69,7 +71,7 @@ def test_a_file_comes_in_once_and_goes_out_again(cli: FleetCli, tmp_path: Path) 
     for form in ("json", "csv"):
         exported = tmp_path / f"out.{form}"
         cli.ok("results", "export", "--format", form, "--hosts", "box1", "-o", str(exported))
-        other = FleetCli(tmp_path / form)
+        other = FleetCli(tmp_path_factory.mktemp(form))
         other.ok("results", "import", str(exported))
         again = other.ok("results", "list", "--hosts", "box1", "--json").document["results"]
         assert [without_id(row) for row in again] == [without_id(row) for row in rows]

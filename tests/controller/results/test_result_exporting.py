@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from support.tiny_model import make_tiny_model
 DATA = Path(__file__).parent / "data"
 SAMPLES = DATA / "samples"
 NOTES_RESULTS = DATA / "lab-notes-results.md"
+NUMBER = re.compile(r"\d+\.\d+")
 NOTES = Path(__file__).parents[4] / "shared" / "lab-notes.md"
 
 
@@ -111,7 +113,10 @@ def test_llama_benchs_table_comes_out_of_its_json(tmp_path: Path, llama_cpp_bin:
     printed = [line for line in done.stderr.splitlines() if line.startswith("|")]
     assert len(printed) >= 6
     exported = [line for line in markdown_text(reading.results, reading.runs).splitlines() if line.startswith("|")]
-    assert exported == printed
+    assert [NUMBER.sub("#", line) for line in exported] == [NUMBER.sub("#", line) for line in printed]
+    # The JSON's six decimals may lie on the other side of a half than what the table was rounded from.
+    figures, theirs = ([float(found) for line in lines for found in NUMBER.findall(line)] for lines in (exported, printed))
+    assert figures == pytest.approx(theirs, rel=0, abs=0.0101)
 
 
 def imported(name: str) -> Reading:
