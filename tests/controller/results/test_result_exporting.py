@@ -115,7 +115,9 @@ def test_llama_benchs_table_comes_out_of_its_json(tmp_path: Path, llama_cpp_bin:
     exported = [line for line in markdown_text(reading.results, reading.runs).splitlines() if line.startswith("|")]
     assert [NUMBER.sub("#", line) for line in exported] == [NUMBER.sub("#", line) for line in printed]
     # The JSON's six decimals may lie on the other side of a half than what the table was rounded from.
-    figures, theirs = ([float(found) for line in lines for found in NUMBER.findall(line)] for lines in (exported, printed))
+    figures, theirs = (
+        [float(found) for line in lines for found in NUMBER.findall(line)] for lines in (exported, printed)
+    )
     assert figures == pytest.approx(theirs, rel=0, abs=0.0101)
 
 
