@@ -305,8 +305,8 @@ class ShapedNetwork:
 
 def _bucket(bytes_per_second: float) -> list[str]:
     rate = f"{round(bytes_per_second * 8)}bit"
-    # A burst of 2 ms or of two large packets; a queue of 50 ms, as a switch's port has.
-    burst = max(16_000, round(bytes_per_second * 0.002))
+    # Tokens for 10 ms: a timer that a busy machine serves late must not take rate away. A queue as a switch's port has.
+    burst = max(64_000, round(bytes_per_second * 0.01))
     return ["tbf", "rate", rate, "burst", str(burst), "latency", "50ms"]
 
 

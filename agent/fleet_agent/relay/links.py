@@ -26,8 +26,9 @@ HANDSHAKE_SECONDS = 5.0
 UNACKNOWLEDGED_MILLISECONDS = 1500
 SILENT_PROGRAM_SECONDS = 10.0
 SEND_SECONDS = 15.0
-# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise.
-LOW_WATER_BYTES = 128 << 10
+# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise. More than
+# half of a socket's first buffer, and Linux clamps the window to it for good (tcp_set_rcvlowat).
+LOW_WATER_BYTES = 32 << 10
 TLS_RECORD_BYTES = 17 << 10
 TLS_BLOCK_BYTES = 256 << 10
 LIMITED_BLOCK_BYTES = 64 << 10

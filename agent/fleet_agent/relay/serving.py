@@ -39,6 +39,7 @@ STRANGERS_PER_ADDRESS = 4
 REFUSALS_TOLD_PER_SECOND = 4
 # A head's hashes go out this often at most: many small sends for each piece would cost more than they are worth.
 HASH_INTERVAL_SECONDS = 0.02
+BECOMING_HEAD_SECONDS = 2.0
 PURPOSES = ("pieces", "hashes")
 
 
@@ -191,8 +192,6 @@ class Server:
             raise NotAllowed("it belongs to another rollout")
         if hello.purpose not in PURPOSES:
             raise ProtocolError("it wants neither pieces nor hashes")
-        if hello.purpose == "hashes" and not self.is_head:
-            raise NotAllowed("this node is not the head")
 
     def _refuse(self, connection: socket.socket, host: str, claimed: str, error: Exception) -> None:
         reason = str(error) or type(error).__name__
@@ -219,7 +218,7 @@ class Server:
                 if hello.purpose == "pieces":
                     PieceSession(link, self._store, self._counters, self._limit, wake, self.on_damage).run()
                 else:
-                    HashSession(link, self._store, wake).run()
+                    HashSession(link, self._store, wake).run(lambda: self.is_head)
         finally:
             with self._lock:
                 if self._links.get(key) is link:
@@ -306,8 +305,17 @@ class HashSession:
         self._first = 0
         self._taken_back = -1
 
-    def run(self) -> None:
-        """Until the link ends, which raises OSError, EOFError or ProtocolError."""
+    def run(self, is_head: Callable[[], bool]) -> None:
+        """Until the link ends, which raises OSError, EOFError or ProtocolError.
+
+        Orders reach hosts in any order: who asks before this node has been made the head waits a little.
+        """
+        deadline = time.monotonic() + BECOMING_HEAD_SECONDS
+        while not is_head():
+            if time.monotonic() > deadline:
+                self._link.send(text_frame(Kind.BYE, "this node is not the head"))
+                raise EOFError
+            time.sleep(HASH_INTERVAL_SECONDS)
         for number, file in enumerate(self._store.files):
             frame = unpack(self._link.receive(HEAD_BYTES, FRAME_SECONDS))
             if frame.kind is not Kind.KNOWN or frame.file != number or frame.piece > file.pieces:
