@@ -1,7 +1,7 @@
 """GGUF files of real architectures in any size, made in a moment: what memory is measured with.
 
 Memory depends on shapes and types, not on values, so the tensors' data are a hole in a sparse file (all zeros), and a
-model of 20 GB is written in milliseconds. With the standard library alone: a machine without network makes its own.
+model of 20 GB is written in a second. With the standard library alone: a machine without network makes its own.
 
 Shapes: dense (Qwen3), mixture of experts (Qwen3 MoE), hybrid linear attention, dense and with experts (Qwen3.5), and
 multi-head latent attention (GLM-4.7-Flash, llama.cpp's deepseek2). `scale` takes layers, width and vocabulary down.
@@ -20,7 +20,7 @@ TYPES = {
     "Q6_K": (14, 256, 210),
 }  # fmt: skip
 
-Value = int | float | bool | str | list[int]
+Value = int | float | bool | str | list[int] | list[str]
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,27 @@ def write_gguf(path: Path, shape: Shape, quantization: str) -> int:
     file.values = {
         "general.architecture": shape.architecture,
         "general.name": shape.name,
-        "tokenizer.ggml.model": "no_vocab",
+        **_tokenizer(shape.vocabulary),
         **{f"{shape.architecture}.{key}": value for key, value in _values(shape).items()},
     }
     _tensors(file)
     return _write(path, file)
+
+
+def _tokenizer(size: int) -> dict[str, Value]:
+    """A byte-level vocabulary of the real size: it takes memory of its own, and no server decodes without one."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
+    words = [f"word{number}" for number in range(size - len(alphabet) - 1)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [*alphabet, *words, "<|end|>"],
+        "tokenizer.ggml.token_type": [1] * (size - 1) + [3],
+        "tokenizer.ggml.merges": ["w o"],
+        "tokenizer.ggml.eos_token_id": size - 1,
+    }
 
 
 def _values(shape: Shape) -> dict[str, Value]:
@@ -287,5 +303,8 @@ def _pairs(values: Mapping[str, Value]) -> Iterator[bytes]:
             yield _text(key) + struct.pack("<If", 6, value)
         elif isinstance(value, str):
             yield _text(key) + struct.pack("<I", 8) + _text(value)
+        elif isinstance(value[0], str):
+            texts = b"".join(_text(str(item)) for item in value)
+            yield _text(key) + struct.pack("<IIQ", 9, 8, len(value)) + texts
         else:
             yield _text(key) + struct.pack("<IIQ", 9, 5, len(value)) + struct.pack(f"<{len(value)}i", *value)

@@ -68,12 +68,19 @@ def _create_rollouts(connection: sqlite3.Connection) -> None:
     create_rollouts(connection)
 
 
+def _create_memory_observations(connection: sqlite3.Connection) -> None:
+    from fleet_controller.operations.memory_observations import create_memory_observations
+
+    create_memory_observations(connection)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create_hosts_and_plans,
     _create_results,
     _make_results_comparable,
     _create_quality,
     _create_rollouts,
+    _create_memory_observations,
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fleet_controller.backends.base import MemoryUse
 from fleet_controller.backends.options import EngineOptions
+from fleet_controller.domain.base import Frozen
 
 ENGINE = "llama.cpp"
 # llama-server's own choice of slots when --parallel is not given; they share one cache then.
@@ -30,6 +31,7 @@ _FLASH = ("-fa", "--flash-attn")
 _TARGET = ("-fitt", "--fit-target")
 _DRAFT = ("--draft-max", "--draft", "--draft-n", "--spec-draft-n-max")
 _DEFAULT_DRAFT_TOKENS = 3
+_BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size =\s*([\d.]+) MiB")
 
 
 def llama_cpp_memory(context_tokens: int, max_parallel: int, on_gpu: bool) -> MemoryUse:
@@ -67,7 +69,12 @@ def tuned_memory(use: MemoryUse, version: str, arguments: Sequence[str], options
 
 
 def limits_outputs(version: str) -> bool:
-    """Whether a build reserves logits for its slots only; a version that tells no build is taken for an old one."""
+    """Whether a build reserves logits for its slots only; a version that tells no build is taken for an old one.
+
+    Versions such as 0.6.0 came later than that.
+    """
+    if re.match(r"\d+\.\d+\.\d+", version):
+        return True
     found = re.search(r"b(\d+)", version) or re.search(r"==(\d+)\.", version)
     return found is not None and int(found[1]) >= OUTPUTS_LIMITED_BUILD
 
@@ -87,3 +94,22 @@ def _value(arguments: Sequence[str], names: Sequence[str]) -> str:
         if name in names:
             found = value or next(iter(arguments[position + 1 :]), "")
     return found
+
+
+class Buffer(Frozen):
+    """One buffer that llama.cpp reports: `kind` is model, KV, RS (recurrent state), compute or output."""
+
+    place: str
+    kind: str
+    size_bytes: int
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it lies on a GPU: CUDA0 does, CUDA_Host and the CPU's own do not."""
+        return not self.place.startswith(("CPU", "Host")) and not self.place.endswith("_Host")
+
+
+def parse_buffers(log: str) -> tuple[Buffer, ...]:
+    """The buffers in a server's log. Builds since mid-2026 print them with `--log-verbosity 4` only."""
+    found = _BUFFER.findall(log)
+    return tuple(Buffer(place=place, kind=kind, size_bytes=round(float(size) * 2**20)) for place, kind, size in found)

@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.memory import MemoryObservation
 
 
 class ProbeOutcome(StrEnum):
@@ -143,6 +144,8 @@ class DeviceLease(Frozen):
 
 
 class HostFacts(Frozen):
+    """`observed_memory` is not the host's word: what the controller saw servers take, here and on hosts like this."""
+
     machine_id: str = ""
     hostname: str = ""
     system: SystemFacts = SystemFacts()
@@ -158,3 +161,4 @@ class HostFacts(Frozen):
     taken_unix_ms: int = 0
     tools: tuple[ToolFacts, ...] = ()
     leases: tuple[DeviceLease, ...] = ()
+    observed_memory: tuple[MemoryObservation, ...] = ()

@@ -14,6 +14,7 @@ from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.operations.choosing_default import decider_for, with_installed_backends
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.installers import with_installer
+from fleet_controller.operations.memory_observations import load_observations
 from fleet_controller.operations.options import demand_options
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for
@@ -111,7 +112,8 @@ async def gather_state(context: FleetContext, host: Host) -> HostState | Problem
             facts, services, artifacts = await asyncio.gather(
                 agent.facts(), agent.list_services(), agent.list_artifacts()
             )
-        return HostState(facts, services, artifacts)
+        learnt = load_observations(context.database)
+        return HostState(facts.model_copy(update={"observed_memory": learnt}), services, artifacts)
     except Exception as error:
         return problem_of(error)
 

@@ -89,11 +89,11 @@ def memory_pool(
     gpus: tuple[GpuFacts, ...],
     services: tuple[ServiceStatus, ...],
     replaced: ServiceStatus | None = None,
-    corrections: Corrections = Corrections(),  # noqa: B008 - frozen
 ) -> MemoryPool:
     """The pool of a new service. What `replaced` holds counts as free: it ends before the new one starts."""
     pool = _pool(facts, gpus, services, replaced)
-    return pool.model_copy(update={"device": device_name(facts, gpus), "corrections": corrections})
+    learnt = Corrections(observations=facts.observed_memory)
+    return pool.model_copy(update={"device": device_name(facts, gpus), "corrections": learnt})
 
 
 def _pool(

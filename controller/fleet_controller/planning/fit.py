@@ -9,14 +9,13 @@ from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.planning.devices import MemoryPool
 from fleet_controller.planning.fitting.correction import NO_CORRECTION, Correction
 from fleet_controller.planning.fitting.general import general_sum
-from fleet_controller.planning.fitting.lines import CACHES, CORRECTION, RESERVE, Sum
+from fleet_controller.planning.fitting.lines import CACHES, CORRECTION, RESERVE, TAKEN_BEFOREHAND, Sum
 from fleet_controller.planning.fitting.llama_cpp import ENGINE as LLAMA_CPP
 from fleet_controller.planning.fitting.llama_cpp import llama_cpp_sum
 from fleet_controller.planning.fitting.offload import offload_cost
 
 # A context below this is of no use to anybody; llama.cpp's --fit-ctx has the same floor.
 SMALLEST_CONTEXT = 4096
-TAKEN_BEFOREHAND = "taken beforehand"
 
 
 class Fit(Frozen):

@@ -10,23 +10,10 @@ import statistics
 from collections.abc import Iterable
 
 from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.memory import MemoryObservation
 
 LARGEST_SHARE = 0.10
 OBSERVATIONS_TO_LOWER = 3
-
-
-class MemoryObservation(Frozen):
-    """One start of a server: what was predicted, without reserve, and what it held once it answered."""
-
-    backend: str
-    version: str
-    device: str
-    artifact: str
-    context_tokens: int
-    slots: int
-    predicted_bytes: int
-    observed_bytes: int
-    observed_unix_ms: int = 0
 
 
 class Correction(Frozen):
@@ -69,9 +56,15 @@ def correction_from(observations: Iterable[MemoryObservation]) -> Correction:
     latest: dict[tuple[str, int, int], MemoryObservation] = {}
     for item in sorted(observations, key=lambda item: item.observed_unix_ms):
         latest[(item.artifact, item.context_tokens, item.slots)] = item
-    excesses = [item.observed_bytes - item.predicted_bytes for item in latest.values()]
+    excesses = [_excess(item) for item in latest.values()]
     return (
         Correction(excess_bytes=int(statistics.median(excesses)), observations=len(excesses))
         if excesses
         else Correction()
     )
+
+
+def _excess(item: MemoryObservation) -> int:
+    """What was taken beyond the prediction; nothing is learnt from less where more may be used later."""
+    excess = item.observed_bytes - item.predicted_bytes
+    return max(excess, 0) if item.at_least else excess

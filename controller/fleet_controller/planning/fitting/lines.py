@@ -8,6 +8,7 @@ KV_CACHE, WINDOW_CACHE, RECURRENT_STATE = "KV cache", "window cache", "recurrent
 COMPUTE, CONTEXT, PROCESS = "compute buffers", "CUDA context", "process"
 DRAFT = "draft head"
 CORRECTION = "correction"
+TAKEN_BEFOREHAND = "taken beforehand"
 CACHES = (KV_CACHE, WINDOW_CACHE, RECURRENT_STATE)
 
 
