@@ -2,8 +2,8 @@
 
 import re
 
-# Below four bits answers get visibly worse: llama-quantize's own list (early 2024) has the perplexity of LLaMA 7B, about
-# 5.9, rise by 0.67 with Q2_K and by 0.25 with Q3_K_M. Fewer bits go behind until somebody scored what they answer.
+# Below four bits answers get visibly worse: by llama-quantize's own list (early 2024) the perplexity of LLaMA 7B, about
+# 5.9, rises by 0.67 with Q2_K and by 0.25 with Q3_K_M. Fewer go behind until somebody scored what they answer.
 CAREFUL_BITS = 4.0
 _DIGIT = re.compile(r"(?:^|[^a-z0-9])(?:i?q|tq|nf|w|int|mxfp|nvfp|fp|f|bf)?(\d+)(?:bit|b)?(?:[^0-9]|$)", re.IGNORECASE)
 # Scales of blocks come to about half a bit.

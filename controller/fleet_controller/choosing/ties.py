@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 
 from fleet_controller.choosing.bars import bars_overlap
-from fleet_controller.choosing.decision import Tie
 from fleet_controller.choosing.known import SpeedSource
 from fleet_controller.choosing.options import Certainty, Goal, Option
+from fleet_controller.choosing.ranking import Tie
 from fleet_controller.choosing.work import Cell
 
 # What a tie may cost: where the slower of two is expected to be slower by more than this factor, not knowing for sure
 # is no reason to take it.
-MOST_EXPECTED_LOSS = 1.05
+MOST_EXPECTED_LOSS = 1.03
 
 
 def ties_of(model: SpeedSource, cells: Mapping[str, Cell], goal: Goal) -> Tie:
