@@ -5,6 +5,7 @@ The version is what the program itself says, and so are its options, which are k
 Result: {"changed": bool, "path": ..., "install": install.json}.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -18,8 +19,11 @@ from fleet_agent.steps.install import Install, check_key, locked
 from fleet_agent.steps.programs import copy_programs, find_programs, make_startable
 
 VERSION_SECONDS = 60.0
-# llama.cpp prints "version: 11434 (d1f2a3b)" on stderr.
 VERSION = re.compile(r"version:?\s+v?([0-9][0-9A-Za-z.+-]*)", re.IGNORECASE)
+# llama.cpp: "version: 11434 (d1f2a3b)", newer ones "version: 0.6.0-dev (build 11434, commit d1f2a3b)".
+_BUILD = re.compile(r"^version: (?:(\d+) \((\S+)\)|\S+ \(build (\d+), commit (\S+)\))", re.MULTILINE)
+_DIGEST_DIGITS = 8
+_BLOCK_BYTES = 1 << 20
 
 
 def check(step: AdoptEngineStep) -> None:
@@ -120,5 +124,24 @@ async def _ask_version(folder: Path, binaries: tuple[str, ...], context: StepCon
     if result.exit_code != 0:
         remedy = "it may be built for another machine or miss a library: start it by hand on the host"
         raise context.child_failed(f"{name} --version", result, folder, "engine-broken", remedy)
-    found = VERSION.search("\n".join(said))
-    return found[1] if found else ""
+    return await context.in_thread(version_of, "\n".join(said), folder / name)
+
+
+def version_of(said: str, program: Path) -> str:
+    """ "b11434"; of a build without a number its commit ("0.6.0-dev-g1a2b3c4"), and of one that knows neither, since it
+    was built outside of a checkout, its own digest ("0.6.0-dev-sha-1a2b3c4d"), so that two of them are told apart."""
+    found = VERSION.search(said)
+    build = _BUILD.search(said)
+    if build is None:
+        return found[1] if found else ""
+    number, commit = build[1] or build[3], build[2] or build[4]
+    if number != "0":
+        return f"b{number}"
+    release = "" if found is None or found[1] == "0" else f"{found[1]}-"
+    if commit != "unknown":
+        return f"{release}g{commit}"
+    digest = hashlib.sha256()
+    with program.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return f"{release}sha-{digest.hexdigest()[:_DIGEST_DIGITS]}"

@@ -11,7 +11,7 @@ from fleet_controller.cli.client import call, connected_controller
 from fleet_controller.cli.failures import UsageFailure
 from fleet_controller.cli.output import print_json, print_table
 from fleet_controller.results.columns import DeviceSample, Run, Source
-from fleet_controller.results.figures import age, figure
+from fleet_controller.results.figures import age, disturbance, figure
 from fleet_controller.results.matrix import Entry
 from fleet_controller.service.results_wire import device_sample_of, entry_of, run_of
 from fleet_proto.v1 import controller_pb2
@@ -130,7 +130,7 @@ def _row(entry: Entry, now_unix_ms: int) -> tuple[str, ...]:
         result.backend_version or "-",
         result.client or "-",
         result.test,
-        figure(result) if result.mean is not None else f"contaminated: {result.cause}",
+        figure(result) if result.mean is not None else disturbance(result),
         result.unit,
         result.source.value,
         age(result.finished_unix_ms, now_unix_ms) or "-",

@@ -57,7 +57,9 @@ def list_results(context: FleetContext, listing: Listing) -> Iterator[Piece]:
     total = 0
     # Tables are of models that people run; made-up ones are shown to those who ask for them.
     hides_calibration = listing.one_per_fingerprint and not (wanted.models or wanted.suites)
-    for row in select_results(database, wanted, listing.newest, listing.one_per_fingerprint):
+    for row in select_results(
+        database, wanted, listing.newest, listing.one_per_fingerprint, with_contaminated=listing.with_runs
+    ):
         if hides_calibration and is_calibration(row[1].model):
             continue
         rows.append(row)

@@ -11,6 +11,13 @@ def figure(result: Result) -> str:
     return mean_and_deviation(result.mean, result.deviation, decimals(result.client))
 
 
+def disturbance(result: Result) -> str:
+    """ "contaminated in all 4 runs: other processes use the CPU: alice, python, 98 % of a core"; of a row without a
+    figure."""
+    times = f"in all {result.attempt} runs" if (result.attempt or 0) > 1 else "in its only run"
+    return f"{result.status.value} {times}{f': {result.cause}' if result.cause else ''}"
+
+
 def mean_and_deviation(mean: float, deviation: float | None, places: int = 2) -> str:
     return f"{mean:.{places}f}" if deviation is None else f"{mean:.{places}f} ± {deviation:.{places}f}"
 

@@ -87,6 +87,8 @@ class Filter:
     run_ids: tuple[str, ...] = ()
 
 
+# More than any time in milliseconds.
+_GOOD_FIRST = 10**15
 _LISTS = (
     ("models", "model"),
     ("backends", "backend"),
@@ -105,18 +107,24 @@ def load_results(database: StateDatabase, host_glob: str = "", model: str = "") 
 
 
 def select_results(
-    database: StateDatabase, wanted: Filter, newest: int = 0, one_per_fingerprint: bool = False
+    database: StateDatabase,
+    wanted: Filter,
+    newest: int = 0,
+    one_per_fingerprint: bool = False,
+    with_contaminated: bool = False,
 ) -> Iterator[tuple[int, Result]]:
     """(id, row) of what passes the filter, oldest first; with `newest`, only that many of the newest.
 
     With `one_per_fingerprint` only the newest good row of each, which is what a matrix is drawn from; `newest` then
-    counts these.
+    counts these. `with_contaminated`: where a fingerprint has no good row, its newest that says what disturbed it.
     """
     where, values = _where(wanted, database.connection)
     if one_per_fingerprint:
-        where = f"{where} AND status = 'measured' AND mean IS NOT NULL"
+        good = f"(status = '{Status.MEASURED}' AND mean IS NOT NULL)"
+        where += f" AND ({good} OR status = '{Status.CONTAMINATED}')" if with_contaminated else f" AND {good}"
         # SQLite takes a bare column beside max() from the row that holds the maximum.
-        inner = f"SELECT id, max(finished_unix_ms) AS latest FROM results WHERE {where} GROUP BY fingerprint_id"
+        latest = f"max(finished_unix_ms + (status = '{Status.MEASURED}') * {_GOOD_FIRST})"
+        inner = f"SELECT id, {latest} AS latest FROM results WHERE {where} GROUP BY fingerprint_id"
         inner += f" ORDER BY latest DESC, id DESC LIMIT {int(newest)}" if newest else ""
         statement = f"SELECT * FROM results WHERE id IN (SELECT id FROM ({inner})) ORDER BY finished_unix_ms, id"
     elif newest:

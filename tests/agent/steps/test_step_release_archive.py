@@ -72,7 +72,7 @@ async def test_programs_find_their_libraries(agent: Agent, tmp_path: Path, run_p
     archive = packed(await asyncio.to_thread(compiled, tmp_path / "made", run_path), tmp_path / "x.tar.gz", "build")
     events = await agent.run(*steps_of(archive))
     record = result_of(events, 1)["install"]
-    assert (record["launchers"], record["version"], record["reported_version"]) == (launchers, "b9", "4200")
+    assert (record["launchers"], record["version"], record["reported_version"]) == (launchers, "b9", "b4200")
     assert record["flags"] == ["-m", "--model", "--metrics"]
     shutil.rmtree(tmp_path / "made")
     shutil.rmtree(agent.layout.sources_dir / "src")

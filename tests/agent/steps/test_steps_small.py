@@ -24,7 +24,15 @@ from fleet_agent.jobs.model import (
     ToolRef,
     VerifyFileStep,
 )
-from fleet_agent.steps import MODULES, chat_probe, git_checkout, health_probe, installer_script, module_for
+from fleet_agent.steps import (
+    MODULES,
+    adopt_engine,
+    chat_probe,
+    git_checkout,
+    health_probe,
+    installer_script,
+    module_for,
+)
 from fleet_agent.steps.output import LineSplitter
 from support.agent_jobs import Agent, problem_of, result_of, state_of
 
@@ -149,12 +157,31 @@ async def test_adopted_binaries_are_linked_and_run_as_an_install(agent: Agent, t
     run_it = RunToolStep(ToolRef("llama-x", "bin/llama-bench"), capture_output=True)
     events = await agent.run(Step("adopt", adopt_engine=adopt), Step("run", run_tool=run_it))
     record = result_of(events)["install"]
-    assert (record["version"], record["reported_version"]) == ("11434", "11434")
+    assert (record["version"], record["reported_version"]) == ("b11434", "b11434")
     assert record["adopted_path"] == str(tmp_path / "bin")
     assert result_of(events, 1)["stdout"] == "ran\n"
     assert resolve_tool("llama-x", "bin/llama-server", agent.layout, None).is_symlink()  # type: ignore[arg-type]
     again = await agent.run(Step("adopt", adopt_engine=adopt), job_id="again")
     assert result_of(again)["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("version: 11434 (d1f2a3b)\nbuilt with GNU 12.2.0 for Linux x86_64", "b11434"),
+        ("ggml_cuda_init: found 1 CUDA devices\nversion: 0.6.0-dev (build 11434, commit d1f2a3b)", "b11434"),
+        ("version: 0.6.0-dev (build 0, commit d1f2a3b)", "0.6.0-dev-gd1f2a3b"),
+        ("version: 0 (d1f2a3b)", "gd1f2a3b"),
+        ("version: 0.6.0-dev (build 0, commit unknown)", "0.6.0-dev-sha-ba7816bf"),
+        ("version: 0 (unknown)", "sha-ba7816bf"),
+        ("some-engine version 1.2.3", "1.2.3"),
+        ("hello", ""),
+    ],
+)
+def test_the_version_of_an_adopted_engine_is_what_it_reports(tmp_path: Path, said: str, version: str) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("abc")
+    assert adopt_engine.version_of(said, program) == version
 
 
 async def test_adopting_what_is_not_there_or_does_not_run(agent: Agent, tmp_path: Path) -> None:

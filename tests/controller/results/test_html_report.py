@@ -300,6 +300,19 @@ def test_more_lines_than_can_be_told_apart_go_into_several_figures() -> None:
     assert [len(lines) for lines in found.figures] == [LINES_MOST, 1]
 
 
+def test_contaminated_cells_are_told_with_their_cause_and_how_often() -> None:
+    common = {"status": "contaminated", "cause": "alice, <python>, 98 % of a core", "attempt": 4, "host": "gpu9"}
+    cell = [decode(None, None, depth=depth, run_id="run-void", finished_unix_ms=NOW - 7_200_000, **common)
+            for depth in (0, 8192)]  # fmt: skip
+    html = page_of([decode(), *cell])
+    said = text_of(html)
+    assert "contaminated in all 4 runs: alice, &lt;python&gt;, 98 % of a core" in html
+    assert said.count("contaminated in all 4 runs") == 1 and "Contaminated in all 4 runs" in said
+    assert "tg64, tg64 @ d8192" in said and "2 h ago" in said
+    assert '<a href="#contaminated">' in html and 'href="#r2"' in html
+    assert 'id="contaminated"' not in page_of([decode()])
+
+
 def test_a_model_of_one_depth_has_no_chart() -> None:
     (found,) = charts_of(entries([decode(), decode(host="gpu2")]))
     assert found.figures == ()

@@ -134,6 +134,19 @@ def test_one_row_of_each_fingerprint_is_the_newest_good_one(database: StateDatab
     assert [row.mean for _, row in select_results(database, Filter(), one_per_fingerprint=True)] == [9.0, 2.0]
 
 
+def test_a_fingerprint_without_a_good_row_tells_what_disturbed_it_where_that_is_asked_for(
+    database: StateDatabase,
+) -> None:
+    bad = [decode(None, None, depth=8192, status=Status.CONTAMINATED, cause=cause, finished_unix_ms=when)
+           for cause, when in (("older", 50), ("newest", 70), ("old", 60))]  # fmt: skip
+    save_results(database, [decode(1.0, finished_unix_ms=10), *bad])
+    assert [row.mean for _, row in select_results(database, Filter(), one_per_fingerprint=True)] == [1.0]
+    found = select_results(database, Filter(), one_per_fingerprint=True, with_contaminated=True)
+    assert [(row.mean, row.cause) for _, row in found] == [(1.0, ""), (None, "newest")]
+    limited = select_results(database, Filter(), newest=1, one_per_fingerprint=True, with_contaminated=True)
+    assert [row.mean for _, row in limited] == [1.0]
+
+
 def test_only_good_rows_of_our_own_let_a_bench_skip(database: StateDatabase) -> None:
     contaminated = decode(None, None, depth=1, status=Status.CONTAMINATED, cause="alice, python, 18.2 GB")
     save_results(database, [decode(), contaminated, decode(depth=2, source="reference")])

@@ -5,7 +5,7 @@ from typing import Any
 
 from fleet_controller.results.columns import FINGERPRINT_COLUMNS, DeviationKind, Result, Source
 from fleet_controller.results.device_spread import DEVICE_COLUMNS, device_spreads
-from fleet_controller.results.figures import age, figure
+from fleet_controller.results.figures import age, disturbance, figure
 from fleet_controller.results.html.content import Report, row_id
 from fleet_controller.results.html.markup import Content, Markup, scrolling_box, tag
 from fleet_controller.results.html.repeating import repetition_of
@@ -87,6 +87,7 @@ def _run(report: Report, entries: Sequence[Entry]) -> Markup:
     return tag(
         "article",
         tag("h4", heading, " ", tag("small", " · ".join(part for part in about if part))),
+        tag("p", f"{disturbance(first).capitalize()}.", class_="warning") if first.mean is None else "",
         scrolling_box(heading, _figures(entries)),
         tag("details", tag("summary", "Samples, commands, fingerprint"), _details(report, entries)),
         class_="run block",

@@ -9,6 +9,7 @@ from fleet_controller.results.columns import Source
 from fleet_controller.results.comparability import Level
 from fleet_controller.results.html.charts import charts
 from fleet_controller.results.html.content import METRIC_NAMES, Report
+from fleet_controller.results.html.disturbed import disturbed_cells, disturbed_section
 from fleet_controller.results.html.filters import filter_form
 from fleet_controller.results.html.heat_map import STEPS, heat_maps, metric_anchor
 from fleet_controller.results.html.hosts import host_sections
@@ -79,6 +80,7 @@ def _contents(report: Report) -> Markup:
         *(link(metric_anchor(metric), METRIC_NAMES[metric]) for metric in metrics),
         link("charts", "Speed against depth"),
         link("conclusions", "Conclusions"),
+        *([link("contaminated", "Contaminated")] if disturbed_cells(report) else []),
         *(link(anchor, host or "unnamed host") for host, anchor in report.anchors.items()),
     ]
     return tag("nav", tag("ul", [tag("li", entry) for entry in entries]), aria_label="Contents")
@@ -92,6 +94,11 @@ def _main(report: Report) -> list[Markup]:
         tag("section", tag("h2", "Matrix"), _legend(report), heat_maps(report), id="matrix"),
         tag("section", tag("h2", "Speed against depth"), charts(report), id="charts"),
         tag("section", tag("h2", "Conclusions"), conclusions_section(report), id="conclusions"),
+        *(
+            [tag("section", tag("h2", "Contaminated"), disturbed_section(report), id="contaminated")]
+            if disturbed_cells(report)
+            else []
+        ),
         tag("section", tag("h2", "Hosts"), host_sections(report), id="hosts"),
     ]
 
