@@ -11,8 +11,9 @@ from fleet_controller.domain.services import ServiceStatus
 from fleet_controller.hub.errors import RepositoryUnknownError
 from fleet_controller.hub.everything import everything_of
 from fleet_controller.hub.metadata import HubSnapshot
-from fleet_controller.operations.choosing import KnownState, choice_of
+from fleet_controller.operations.choosing import choice_of
 from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.operations.choosing_models import KnownState
 from fleet_controller.operations.choosing_options import Question
 from fleet_controller.state import StateDatabase
 from fleet_inventory.catalog import load_catalog

@@ -12,18 +12,18 @@ from fleet_controller.choosing.models import compare_models
 from fleet_controller.choosing.options import Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
 from fleet_controller.domain.base import Problem
-from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
-from fleet_controller.domain.services import DesiredState, ServiceStatus
+from fleet_controller.domain.services import DesiredState
 from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.operations.choosing_models import Asked, KnownState, resolved_models, with_served
 from fleet_controller.operations.choosing_next import next_commands
 from fleet_controller.operations.choosing_options import Question, decision_for
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.hosts import live_report
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.reports import HostReport
-from fleet_controller.operations.resolving import catalog, named, resolve_everything_for
+from fleet_controller.operations.resolving import catalog
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.considering import consider
 from fleet_controller.planning.devices import busy_text, foreign_processes, visible_gpus
@@ -44,37 +44,25 @@ class ChooseRequest:
     last_known: bool = False
 
 
-@dataclass(frozen=True)
-class KnownState:
-    """What is known of a host; `basis` as in HostChoice."""
-
-    facts: HostFacts
-    services: tuple[ServiceStatus, ...]
-    basis: str = ""
-
-
 async def choose(context: FleetContext, request: ChooseRequest) -> tuple[HostChoice, ...]:
     """The choice for each host of the pattern. Raises OperationError where the request itself cannot be met."""
     if not request.models and not request.repository:
         raise OperationError("no-model", "name a model", "fleet models lists them", usage=True)
     hosts = context.select(request.pattern)
     requests = [
-        named(DeployRequest(model=model, repository=request.repository, context_length=request.context_tokens))
+        DeployRequest(model=model, repository=request.repository, context_length=request.context_tokens)
         for model in request.models or ("",)
     ]
-    hubs = list(dict.fromkeys(_hub(host) for host in hosts))
-    asked = [(wanted, hub) for wanted in requests for hub in hubs]
     found, states = await asyncio.gather(
-        asyncio.gather(*(resolve_everything_for(wanted, *hub) for wanted, hub in asked), return_exceptions=True),
+        resolved_models(requests, hosts),
         asyncio.gather(*(_state(context, host, request.last_known) for host in hosts)),
     )
-    _raise_usage(found)
-    models = dict(zip(asked, found, strict=True))
+    models = await with_served(requests, found, hosts, states)
     knowledge = Knowledge(context.database, catalog())
 
     def decided() -> tuple[HostChoice, ...]:
         return tuple(
-            choice_of(host, state, [(one, models[one, _hub(host)]) for one in requests], knowledge, request.question)
+            choice_of(host, state, models[host.name], knowledge, request.question)
             for host, state in zip(hosts, states, strict=True)
         )
 
@@ -84,7 +72,7 @@ async def choose(context: FleetContext, request: ChooseRequest) -> tuple[HostCho
 def choice_of(
     host: Host,
     state: KnownState | Problem,
-    models: Sequence[tuple[DeployRequest, ResolvedModel | BaseException]],
+    models: Sequence[Asked],
     knowledge: Knowledge,
     question: Question,
 ) -> HostChoice:
@@ -96,9 +84,8 @@ def choice_of(
     choices: list[ModelChoice] = []
     decisions: dict[str, Decision] = {}
     for request, resolved in models:
-        if isinstance(resolved, BaseException):
-            problem = problem_of(resolved if isinstance(resolved, Exception) else RuntimeError(str(resolved)))
-            choices.append(ModelChoice(model=request.model or request.repository, problem=problem))
+        if isinstance(resolved, Exception):
+            choices.append(ModelChoice(model=request.model or request.repository, problem=problem_of(resolved)))
             continue
         choice = _model_choice(host, state, request, resolved, knowledge, question)
         choices.append(choice)
@@ -171,19 +158,6 @@ async def _state(context: FleetContext, host: Host, last_known: bool) -> KnownSt
         return problem
     taken = datetime.fromtimestamp(facts.facts.taken_unix_ms / 1000, UTC)
     return KnownState(facts.facts, facts.services, f"as of {taken:%Y-%m-%d %H:%M} UTC, since {problem.message}")
-
-
-def _hub(host: Host) -> tuple[str, str]:
-    return host.environment.get("HF_ENDPOINT", ""), host.hub_token or ""
-
-
-def _raise_usage(found: Sequence[ResolvedModel | BaseException]) -> None:
-    """A model that nobody knows is the user's to correct; a hub that is down costs only its hosts."""
-    for error in found:
-        if isinstance(error, BaseException):
-            is_usage = isinstance(error, OperationError) and error.usage
-            if is_usage or not isinstance(error, Exception):
-                raise error
 
 
 def goal_of(text: str) -> Goal:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fleet_controller.backends import BACKENDS
-from fleet_controller.backends.base import BackendError
+from fleet_controller.backends.base import BackendError, installed
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
@@ -93,7 +93,9 @@ def _candidate(
     version, is_there, excluded, missing = "", False, "", ""
     try:
         installation = choose_installation(facts, backend, gpus, request, resolved, running)
-        version, is_there = installation.version, not installation.steps
+        there = installed(facts, installation.install_key)
+        # Binaries that were adopted have a version of their own, which results name.
+        version, is_there = (there.version if there else None) or installation.version, not installation.steps
     except BackendError as error:
         missing = error.message
         excluded = "" if error.refused else f"cannot be installed here: {error.message}"
