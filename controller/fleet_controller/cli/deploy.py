@@ -23,10 +23,10 @@ def deploy(
     ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     backend: str = typer.Option(
-        "", "--backend", "-b", help="By name (a wrong one lists those there are); llama.cpp or mlx-lm where not given."
+        "", "--backend", "-b", help="By name (a wrong one lists those there are); as `fleet choose` says where not given."
     ),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
-    quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; chosen where not given."),
+    quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; as `fleet choose` says where not given."),
     context: int | None = typer.Option(
         None, "--context", "-c", min=1, max=LARGEST_NUMBER, help="Context length in tokens, for each request."
     ),
@@ -81,6 +81,34 @@ def deploy(
         help="Key that clients must send: env:NAME or file:/path, never the key itself. Needed with --bind.",
     ),
     install_lm_studio: bool = typer.Option(False, INSTALL_LM_STUDIO, help=INSTALL_LM_STUDIO_HELP),
+    canary: str = typer.Option(
+        "",
+        "--canary",
+        metavar="HOST[,HOST]",
+        help="Hosts that are changed first and must answer; the first of each backend if not given, `none` for none.",
+    ),
+    gate: str = typer.Option(
+        "health",
+        "--gate",
+        metavar="health|golden",
+        help="golden: a canary must also be as fast as what ran there before, and answer the same.",
+    ),
+    threshold: float = typer.Option(5.0, "--threshold", help="With --gate golden: percent that it may be slower."),
+    wave: str = typer.Option(
+        "100%",
+        "--wave",
+        metavar="N%|LABEL",
+        help="How many of the other hosts come at once, or a label of hosts.yaml: a wave for each of its values.",
+    ),
+    max_unavailable: int = typer.Option(
+        0, "--max-unavailable", min=0, max=LARGEST_NUMBER, help="Hosts that are changed at a time; 0 = a whole wave."
+    ),
+    max_failures: int = typer.Option(
+        0, "--max-failures", min=0, max=LARGEST_NUMBER, help="Failed hosts that do not stop the rest."
+    ),
+    catch_up: bool = typer.Option(
+        False, "--catch-up", help="Hosts that are away are no failures: `fleet rollout resume` changes them later."
+    ),
     wait: bool = typer.Option(False, "--wait", help="Wait until no bench has the devices for itself any more."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
@@ -89,6 +117,7 @@ def deploy(
     """Put a model on hosts: install what is missing, fetch the files, start, wait until it answers."""
     from fleet_controller.cli.deploy_command import DeployOptions, run_deploy
     from fleet_controller.cli.empty_options import refuse_empty
+    from fleet_controller.cli.rollout_order import RolloutOptions
 
     refuse_empty(context_of_command)
     options = DeployOptions(
@@ -114,6 +143,7 @@ def deploy(
         service_name=name,
         offline_folder=offline,
         run_installer=install_lm_studio,
+        order=RolloutOptions(canary, gate, threshold, wave, max_unavailable, max_failures, catch_up),
         wait=wait,
         dry_run=dry_run,
         yes=yes,

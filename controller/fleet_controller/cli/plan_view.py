@@ -25,6 +25,8 @@ def print_plan(plan: controller_pb2.DeployPlan, with_commands: bool, stream: Tex
     stream = stream or sys.stdout
     print_table(COLUMNS, [_row(host) for host in plan.hosts], STYLES, stream)
     for host in plan.hosts:
+        if host.because:
+            print(f"{host.host}: chosen: {host.because}", file=stream)
         _print_arithmetic(host, stream)
         for warning in host.warnings:
             print(f"{host.host}: warning: {warning}", file=stream)
