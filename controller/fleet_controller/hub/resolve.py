@@ -22,7 +22,7 @@ from fleet_controller.domain.resolved import (
 )
 from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.steps import ArtifactFile
-from fleet_controller.hub import config_json, gguf, gguf_files
+from fleet_controller.hub import config_json, gguf_files, gguf_headers
 from fleet_controller.hub.errors import HubError, HubUnreachableError, NoFilesError, RepositoryUnknownError
 from fleet_controller.hub.local_models import model_of_path
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
@@ -51,18 +51,28 @@ def resolve_model(
             seen[repository] = list_repository(repository, endpoint, token)
         return seen[repository]
 
-    return resolve_with(request, catalog, lister, token)
+    return resolve_with(request, catalog, lister, token, headers=True)
 
 
-def resolve_with(request: DeployRequest, catalog: Catalog, lister: Lister, token: str | None = None) -> ResolvedModel:
-    """resolve_model with another source of listings: a cache, or a test's fixture."""
+def resolve_with(
+    request: DeployRequest, catalog: Catalog, lister: Lister, token: str | None = None, *, headers: bool = False
+) -> ResolvedModel:
+    """resolve_model with another source of listings: a cache, or a test's fixture.
+
+    `headers`: those of the catalog's GGUF files are read too, which tell more than the catalog does; where one cannot
+    be, the catalog's word stands.
+    """
     wanted = backend_named(request.backend).formats if request.backend else (GGUF, MLX, SAFETENSORS)
     if request.repository:
-        return _of_repository(request.repository, lister, token)
+        return _of_repository(request, lister, token)
     if is_path(request.model):
         return model_of_path(request.model, request.quantization)
     model, quantization = catalog.resolve(request.model)
-    return _of_catalog(model, request, request.quantization or quantization or "", wanted, lister)
+    found = _of_catalog(model, request, request.quantization or quantization or "", wanted, lister)
+    if not headers:
+        return found
+    artifacts, _ = gguf_headers.with_headers(found.artifacts, _address, token)
+    return found.model_copy(update={"artifacts": artifacts})
 
 
 def is_path(model: str) -> bool:
@@ -256,8 +266,9 @@ def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
     )
 
 
-def _of_repository(repository: str, lister: Lister, token: str | None) -> ResolvedModel:
-    """Every quantization that a repository offers; its shape is read from the smallest file's header."""
+def _of_repository(request: DeployRequest, lister: Lister, token: str | None) -> ResolvedModel:
+    """Every quantization that a repository offers; shapes and weights are read from the files' headers."""
+    repository = request.repository
     snapshot = lister(repository)
     name = service_name(repository.rsplit("/", 1)[-1])
     artifacts = _gguf_artifacts(snapshot) or _folder_artifacts(snapshot, token)
@@ -265,9 +276,8 @@ def _of_repository(repository: str, lister: Lister, token: str | None) -> Resolv
         raise NoFilesError(
             f"{repository} has neither .gguf files nor config.json with .safetensors", "choose another repository"
         )
-    shape, warning = artifacts[0].shape, ""
-    if artifacts[0].format == GGUF:
-        shape, warning = _remote_gguf_shape(snapshot, artifacts, token)
+    artifacts, warning = gguf_headers.with_headers(artifacts, _address, token, request.quantization)
+    shape = next((item.shape for item in artifacts if item.shape is not None), None)
     return ResolvedModel(
         name=name,
         display_name=repository,
@@ -287,14 +297,8 @@ def _gguf_artifacts(snapshot: HubSnapshot) -> tuple[ModelArtifact, ...]:
     return tuple(_artifact(snapshot, GGUF, quantization, tuple(files)) for quantization, files in groups.items())
 
 
-def _remote_gguf_shape(
-    snapshot: HubSnapshot, artifacts: tuple[ModelArtifact, ...], token: str | None
-) -> tuple[ModelShape | None, str]:
-    smallest = min(artifacts, key=lambda item: item.weights_bytes or 0)
-    try:
-        return gguf.shape_of(gguf.read_url(_url(snapshot, smallest.main_file()), token)), ""
-    except HubError as error:
-        return None, f"the header of {smallest.main_file()} could not be read: {error.message}"
+def _address(artifact: ModelArtifact, path: str) -> str:
+    return f"{artifact.endpoint or DEFAULT_ENDPOINT}/{artifact.repository}/resolve/{artifact.commit}/{path}"
 
 
 def _url(snapshot: HubSnapshot, path: str) -> str:

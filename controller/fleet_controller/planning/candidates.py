@@ -19,8 +19,9 @@ from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
 from fleet_controller.domain.resolved import LMSTUDIO, MLX, SAFETENSORS, ModelArtifact, ResolvedModel
+from fleet_controller.planning.contexts import largest_context
 from fleet_controller.planning.devices import RAM, VRAM, MemoryPool
-from fleet_controller.planning.fit import Fit, context_levels, judge_fit
+from fleet_controller.planning.fit import SMALLEST_CONTEXT, Fit, context_levels, judge_fit
 from fleet_controller.planning.problem import PlanProblem
 
 FALLBACK_CONTEXT = 8192
@@ -140,7 +141,7 @@ def every_candidate(
         judged = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
         for artifact in artifacts:
             mine = [choice for choice in judged if choice.artifact is artifact]
-            found.append(_at_its_best(backend, pool, mine))
+            found.append(exactly(_at_its_best(backend, pool, mine), request, resolved, pool, reserve_bytes))
     return tuple(found), reasons
 
 
@@ -226,9 +227,27 @@ def choose(
         options = list(_judge_group(backend, artifacts, request, resolved, pool, reserve_bytes))
         fitting = next((option for option in options if option.fit.verdict is FitVerdict.FITS), None)
         if fitting is not None and (fitting.context_tokens == fitting.longest_context or not _spills(backend, pool)):
-            return fitting
+            return exactly(fitting, request, resolved, pool, reserve_bytes)
         judged += options
-    return _second_best(judged)
+    found = _second_best(judged)
+    return exactly(found, request, resolved, pools[found.backend], reserve_bytes)
+
+
+def exactly(
+    choice: Choice, request: DeployRequest, resolved: ResolvedModel, pool: MemoryPool, reserve_bytes: int | None
+) -> Choice:
+    """The choice with the longest context that fits entirely, found to the token instead of by halves."""
+    if choice.fully_fitting_context == choice.longest_context:
+        return choice
+    backend = backend_as_asked(choice.backend, request, resolved)
+    longest = longest_context(resolved, choice.artifact)
+
+    def judge(tokens: int) -> Fit:
+        return fit_at(backend, choice.artifact, tokens, request, resolved, pool, reserve_bytes)
+
+    found = largest_context(judge, longest, (FitVerdict.FITS,))
+    useful = found if found is not None and found >= SMALLEST_CONTEXT else None
+    return choice.model_copy(update={"fully_fitting_context": useful})
 
 
 def _judge_group(

@@ -7,18 +7,16 @@ before; `artifacts` those that the backend takes (`candidates.usable`). The cont
 longest that the model was made for. All pure.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fleet_controller.backends import Backend
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.planning.candidates import fit_at, longest_context
+from fleet_controller.planning.contexts import largest_context
 from fleet_controller.planning.devices import MemoryPool
 from fleet_controller.planning.fit import Fit
-
-# Caches come in whole numbers of this many tokens, so a context in between takes as much as the next one.
-GRAIN_TOKENS = 256
 
 
 class ArtifactFit(Frozen):
@@ -93,20 +91,3 @@ def fit_report(
             )
         )
     return FitReport(backend=backend.name, pool=pool, artifacts=tuple(found))
-
-
-def largest_context(judge: Callable[[int], Fit], longest: int, verdicts: tuple[FitVerdict, ...]) -> int | None:
-    """The longest context, up to `longest`, whose verdict is one of these; None where none is.
-
-    More context never takes less memory, so it is found by halving the range.
-    """
-    if judge(longest).verdict in verdicts:
-        return longest
-    low, high = 0, -(-longest // GRAIN_TOKENS)  # in grains: `low` fits (or is nothing), `high` does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if judge(middle * GRAIN_TOKENS).verdict in verdicts:
-            low = middle
-        else:
-            high = middle
-    return low * GRAIN_TOKENS or None

@@ -252,10 +252,13 @@ def _warnings(
         hint = choice.fully_fitting_context
         rest = f"; --context {hint} would fit entirely" if hint else ""
         found.append(f"{gibibytes(fit.offload_bytes)} of the model lie on the CPU, which is much slower{rest}")
+        found.append(f"the part on the CPU: {fit.offload_cost}")
     if fit.unknown:
         found.append(f"fit not fully judged: {fit.unknown}")
     if not request.context_length and choice.context_tokens < choice.longest_context:
-        found.append(f"context {choice.context_tokens}: {choice.longest_context} does not fit")
+        most = choice.fully_fitting_context
+        longer = f"; the longest that does is {most} (--context)" if most and most > choice.context_tokens else ""
+        found.append(f"context {choice.context_tokens}: {choice.longest_context} does not fit{longer}")
     if not backend.memory_use(1, 0, bool(gpus)).context_is_enforced:
         found.append(f"{backend.name} does not limit the context: memory is planned for {choice.context_tokens} tokens")
     if request.speculative and not resolved.overrides_for(backend.name).speculative:
@@ -272,6 +275,8 @@ def _does_not_fit(host_name: str, work: _Work) -> PlannedDeployment:
     fit = work.choice.fit
     what = f"{work.spec.name} {work.choice.artifact.quantization}".strip()
     message = f"{what} does not fit at context {work.choice.context_tokens}: {fit.summary()}"
+    if work.choice.fully_fitting_context:
+        message += f"; the longest context that fits is {work.choice.fully_fitting_context}"
     problem = Problem(
         code="does-not-fit",
         message=message,

@@ -24,7 +24,7 @@ def file(path: str, size_bytes: int = 10) -> ArtifactFile:
 
 
 def artifacts(monkeypatch: pytest.MonkeyPatch, *paths: str) -> dict[str, ModelArtifact]:
-    monkeypatch.setattr("fleet_controller.hub.resolve._remote_gguf_shape", lambda *_: (None, ""))
+    monkeypatch.setattr("fleet_controller.hub.gguf_headers.with_headers", lambda artifacts, *_: (artifacts, ""))
     snapshot = HubSnapshot(repository="a/b", revision="main", commit="c" * 40, files=tuple(map(file, paths)))
     request = DeployRequest(repository="a/b")
     found = resolve_with(request, load_catalog(), lambda repository: snapshot).artifacts
