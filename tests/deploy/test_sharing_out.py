@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("xdist")
 
-from support.parallel import ALONE_FILES, MOST_WORKERS, SharedOut, workers_for
+from support.parallel import ALONE_FILES, LAB, LAB_OF_MISHAPS, MOST_WORKERS, SharedOut, workers_for
 
 ROOT = Path(__file__).parents[2]
 QUIET, OTHER = ALONE_FILES[:2]
@@ -86,11 +86,13 @@ def test_only_quiet_ones_run_on_one_worker() -> None:
     assert len({worker for _, worker, _ in run_all(names_in(QUIET, 3) + names_in(OTHER, 3), 4)}) == 1
 
 
-def test_the_end_to_end_tests_share_one_worker_and_others_run_meanwhile() -> None:
-    lab = names_in("tests/end_to_end/test_a.py", 2) + names_in("tests/end_to_end/test_b.py", 2)
-    ran = run_all([*lab, *names_in("tests/a/test_c.py", 3)], 2)
-    assert len({worker for test, worker, _ in ran if test in lab}) == 1
-    assert len({worker for _, worker, _ in ran}) == 2
+def test_the_end_to_end_tests_take_two_labs_and_others_run_meanwhile() -> None:
+    mishaps = [test for file in LAB_OF_MISHAPS for test in names_in(file, 2)]
+    others = names_in(f"{LAB}test_a.py", 2) + names_in(f"{LAB}test_b.py", 2)
+    ran = run_all([*mishaps, *others, *names_in("tests/a/test_c.py", 3)], 3)
+    homes = [{worker for test, worker, _ in ran if test in lab} for lab in (mishaps, others)]
+    assert [len(home) for home in homes] == [1, 1] and homes[0] != homes[1]
+    assert len({worker for _, worker, _ in ran}) == 3
 
 
 def test_a_file_by_itself_needs_no_worker(tmp_path: Path) -> None:
@@ -101,5 +103,5 @@ def test_a_file_by_itself_needs_no_worker(tmp_path: Path) -> None:
     assert workers_for([]) >= 2
 
 
-def test_the_files_that_run_alone_are_there() -> None:
-    assert [file for file in ALONE_FILES if not (ROOT / file).is_file()] == []
+def test_the_files_that_are_named_are_there() -> None:
+    assert [file for file in (*ALONE_FILES, *LAB_OF_MISHAPS) if not (ROOT / file).is_file()] == []

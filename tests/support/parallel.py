@@ -1,7 +1,7 @@
 """How pytest-xdist's workers share the tests out. Most tests wait for processes: several at once gain on any machine.
 
 - The tests of a file stay together and in their order: what its module fixtures start is started once.
-- The end-to-end tests stay together, since all of them use one lab.
+- The end-to-end tests stay together in two halves, each with one lab for all of it.
 - Files that take long come first, so that the workers end at about the same time.
 - What needs the machine for itself comes last, when all other workers have gone.
 """
@@ -17,6 +17,8 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 LAB = "tests/end_to_end/"
+LAB_OF_MISHAPS = (f"{LAB}test_bad_luck.py", f"{LAB}test_kills.py")  # about half of them
+LONG_MARKS = ("slow", "namespaces", "llama_cpp")  # what drives real servers takes its time
 # Each with the reason: what is beside it would change what it shows.
 ALONE_FILES = (
     # Benches with as many threads as there are cores, which wait for each other without sleeping; and the first one's
@@ -39,9 +41,9 @@ def workers_for(arguments: Sequence[str]) -> int:
 
 
 def long_ones_first(items: list[pytest.Item]) -> None:
-    """Sorts by file: the lab's first, then those with a test that is marked slow; else as they were."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not item.nodeid.startswith(LAB), item.path not in slow))
+    """Sorts by file: the lab's first, then those with a test that has one of LONG_MARKS; else as they were."""
+    long = {item.path for item in items if any(map(item.get_closest_marker, LONG_MARKS))}
+    items.sort(key=lambda item: (not item.nodeid.startswith(LAB), item.path not in long))
 
 
 class SharedOut(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells no types
@@ -55,7 +57,9 @@ class SharedOut(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells no ty
         file = nodeid.split("::", 1)[0]
         if file in ALONE_FILES:
             return ALONE
-        return LAB if file.startswith(LAB) else file
+        if file.startswith(LAB):
+            return f"{LAB}mishaps" if file in LAB_OF_MISHAPS else f"{LAB}uses"
+        return file
 
     def _assign_work_unit(self, node: Any) -> None:
         if ALONE in self.workqueue:

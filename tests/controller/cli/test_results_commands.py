@@ -10,6 +10,8 @@ from fleet_controller.results.reference_files import load_reference
 from fleet_inventory.reference_data import reference_files
 from support.fleet_cli import FleetCli
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[1] / "results" / "data" / "samples"
 BENCH = str(SAMPLES / "llama-bench.json")
 

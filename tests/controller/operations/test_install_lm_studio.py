@@ -17,6 +17,8 @@ from support.fleet_world import FleetWorld, fleet_world
 from support.stand_in_lms import install
 from support.stand_in_scripts import ScriptServer, script_server, script_that_brings
 
+pytestmark = pytest.mark.slow
+
 INSTALL = ("backends", "install", "lm-studio", "--hosts", "a")
 
 
