@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
 from fleet_controller.choosing.options import Certainty, Figure, Option
-from fleet_controller.choosing.reference import device_named, runtime_of, uses_flash_attention
+from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.domain.resolved import ResolvedModel
-from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts
+from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, device_at
 from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.comparability import error_bar
 from fleet_controller.results.store import Filter, select_results
@@ -93,7 +93,7 @@ def speed_cells(cell: PlannedCell, knowledge: Knowledge) -> list[tuple[Phase, Ce
 def _speed_cells(cell: PlannedCell, model: ModelFacts) -> list[tuple[Phase, Cell]]:
     identity = cell.identity
     assert identity is not None
-    device = device_named(identity.chip)
+    device = device_at(identity.host, identity.chip)
     if device is None or model.work is None or not cell.weights_bytes or identity.device_count > 1:
         return []
     flash = uses_flash_attention(identity.backend, identity.client, identity.backend_version, identity.flags)

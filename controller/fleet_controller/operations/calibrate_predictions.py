@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from fleet_controller.benchmarking.calibration import is_calibration
 from fleet_controller.benchmarking.cells import Identity
-from fleet_controller.choosing.reference import device_named, runtime_of, uses_flash_attention
+from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase, work_of
 from fleet_controller.domain.base import Frozen
-from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.operations.choosing_knowledge import Knowledge, device_at
 from fleet_controller.results.columns import Result
 from fleet_controller.state import StateDatabase
 from fleet_inventory.catalog import Catalog
@@ -75,7 +75,7 @@ def _interval(knowledge: Knowledge, cell: Cell) -> Interval:
 
 def _cells(model: Model, quantization: str, identity: Identity) -> Iterator[tuple[Cell, str]]:
     """Decode and prefill of each GGUF file whose size is known, as a bench of the engine's own tool would run them."""
-    device = device_named(identity.chip)
+    device = device_at(identity.host, identity.chip)
     if device is None:
         return
     version = identity.backend_version

@@ -11,7 +11,7 @@ from fleet_controller.benchmarking.calibration import calibration_work
 from fleet_controller.choosing.options import Quality
 from fleet_controller.choosing.reference import device_named, own_speed, reference_speeds
 from fleet_controller.choosing.speed import SpeedModel
-from fleet_controller.choosing.work import MeasuredSpeed, ModelWork, work_of
+from fleet_controller.choosing.work import DeviceFacts, MeasuredSpeed, ModelWork, work_of
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_fit import SOLVED_FILE, fitted
 from fleet_controller.results.columns import Metric, Result
@@ -21,6 +21,7 @@ from fleet_controller.results.store import Filter, select_results
 from fleet_controller.state import StateDatabase
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog, Model
+from fleet_inventory.chips import ChipKind
 from fleet_inventory.speed_reference import SpeedModelShape, load_speed_figures, load_speed_models
 
 SPEED_KINDS = (Metric.DECODE.value, Metric.PREFILL.value)
@@ -111,18 +112,35 @@ class Knowledge:
 
     def _own(self, rows: Iterable[Result]) -> Iterable[MeasuredSpeed]:
         for row in rows:
-            work, device = self._facts_of(row.model).work if row.model else None, device_named(row.chip)
+            work, device = self._facts_of(row.model).work if row.model else None, device_at(row.host, row.chip)
             if work is not None and device is not None and row.artifact_bytes:
                 found = own_speed(row, work, device, float(row.artifact_bytes))
                 if found is not None:
                     yield found
 
 
+def device_at(host: str, chip: str, gpu_cores: int | None = None) -> DeviceFacts | None:
+    """The device as predictions know it. A CPU is its host's own: a processor's name does not tell how many cores of
+    it a machine has, nor how many channels of memory."""
+    device = device_named(chip, gpu_cores)
+    if device is None or device.kind is not ChipKind.CPU:
+        return device
+    return device.model_copy(update={"name": f"{device.name} of {host}"})
+
+
 def one_of_each(rows: Iterable[Result]) -> list[Result]:
     """Of many hosts with one chip, versions and test, the row in the middle: equal machines say the same."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for row in rows:
-        key = (row.chip, row.device_count, row.model.lower(), row.quantization, row.backend, row.backend_version)
+        device = device_at(row.host, row.chip)
+        key = (
+            device.name if device else row.chip,
+            row.device_count,
+            row.model.lower(),
+            row.quantization,
+            row.backend,
+            row.backend_version,
+        )
         groups.setdefault((*key, row.flags, row.client, row.test, row.artifact_bytes), []).append(row)
     return [_middle(group) for group in groups.values()]
 

@@ -19,14 +19,14 @@ from fleet_controller.choosing.known import (
     throughput_of,
 )
 from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option
-from fleet_controller.choosing.reference import device_named, runtime_of, uses_flash_attention
+from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.ties import ties_of
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.domain.resolved import MLX, ModelArtifact, ResolvedModel
 from fleet_controller.domain.sizes import gibibytes
-from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, file_hash
+from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, device_at, file_hash
 from fleet_controller.planning.considering import Candidate
 from fleet_controller.results.columns import Metric
 
@@ -186,7 +186,7 @@ def _cells(machine: Machine, candidate: Candidate, model: ModelFacts, depth: int
     """What a prediction needs, where all of it is known; none for a model that is dealt out to several GPUs."""
     choice = candidate.choice
     weights = weights_of(choice.artifact)
-    device = device_named(machine.chip, machine.gpu_cores)
+    device = device_at(machine.host, machine.chip, machine.gpu_cores)
     deals_out = machine.device_count > 1 and isinstance(BACKENDS[choice.backend], Preallocates)
     if device is None or model.work is None or not weights or deals_out:
         return
