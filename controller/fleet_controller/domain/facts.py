@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.memory import MemoryObservation
 
@@ -144,7 +146,10 @@ class DeviceLease(Frozen):
 
 
 class HostFacts(Frozen):
-    """`observed_memory` is not the host's word: what the controller saw servers take, here and on hosts like this."""
+    """`observed_memory` is not the host's word: what the controller saw servers take, here and on hosts like this.
+
+    It stays out of messages and of what is kept.
+    """
 
     machine_id: str = ""
     hostname: str = ""
@@ -161,4 +166,4 @@ class HostFacts(Frozen):
     taken_unix_ms: int = 0
     tools: tuple[ToolFacts, ...] = ()
     leases: tuple[DeviceLease, ...] = ()
-    observed_memory: tuple[MemoryObservation, ...] = ()
+    observed_memory: tuple[MemoryObservation, ...] = Field(default=(), exclude=True)
