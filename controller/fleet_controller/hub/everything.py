@@ -6,8 +6,9 @@ What the hub does not tell now is taken from the catalog: its published sizes ar
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.hub.errors import HubError, HubUnreachableError
+from fleet_controller.hub.gguf_headers import with_headers
 from fleet_controller.hub.metadata import HubSnapshot, list_repository
-from fleet_controller.hub.resolve import Lister, is_path, of_catalog_model, of_entry, resolve_with
+from fleet_controller.hub.resolve import Lister, file_address, is_path, of_catalog_model, of_entry, resolve_with
 from fleet_inventory.catalog import Artifact, Catalog
 
 
@@ -19,7 +20,11 @@ def resolve_everything(
     def lister(repository: str) -> HubSnapshot:
         return list_repository(repository, endpoint, token)
 
-    return everything_of(request, catalog, lister, token)
+    found = everything_of(request, catalog, lister, token)
+    if request.repository:
+        return found  # its headers are read
+    artifacts, _ = with_headers(found.artifacts, file_address, token)
+    return found.model_copy(update={"artifacts": artifacts})
 
 
 def everything_of(request: DeployRequest, catalog: Catalog, lister: Lister, token: str | None = None) -> ResolvedModel:

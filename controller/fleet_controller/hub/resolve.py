@@ -71,7 +71,7 @@ def resolve_with(
     found = _of_catalog(model, request, request.quantization or quantization or "", wanted, lister)
     if not headers:
         return found
-    artifacts, _ = gguf_headers.with_headers(found.artifacts, _address, token)
+    artifacts, _ = gguf_headers.with_headers(found.artifacts, file_address, token)
     return found.model_copy(update={"artifacts": artifacts})
 
 
@@ -276,7 +276,7 @@ def _of_repository(request: DeployRequest, lister: Lister, token: str | None) ->
         raise NoFilesError(
             f"{repository} has neither .gguf files nor config.json with .safetensors", "choose another repository"
         )
-    artifacts, warning = gguf_headers.with_headers(artifacts, _address, token, request.quantization)
+    artifacts, warning = gguf_headers.with_headers(artifacts, file_address, token, request.quantization)
     shape = next((item.shape for item in artifacts if item.shape is not None), None)
     return ResolvedModel(
         name=name,
@@ -297,7 +297,8 @@ def _gguf_artifacts(snapshot: HubSnapshot) -> tuple[ModelArtifact, ...]:
     return tuple(_artifact(snapshot, GGUF, quantization, tuple(files)) for quantization, files in groups.items())
 
 
-def _address(artifact: ModelArtifact, path: str) -> str:
+def file_address(artifact: ModelArtifact, path: str) -> str:
+    """Where the hub has a file of an artifact."""
     return f"{artifact.endpoint or DEFAULT_ENDPOINT}/{artifact.repository}/resolve/{artifact.commit}/{path}"
 
 

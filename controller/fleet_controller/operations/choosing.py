@@ -21,6 +21,7 @@ from fleet_controller.operations.choosing_next import next_commands
 from fleet_controller.operations.choosing_options import Question, decision_for
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.hosts import live_report
+from fleet_controller.operations.memory_observations import load_observations
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.reports import HostReport
 from fleet_controller.operations.resolving import catalog
@@ -145,7 +146,7 @@ async def _state(context: FleetContext, host: Host, last_known: bool) -> KnownSt
     if not last_known:
         report = await live_report(context, host)
         if report.facts is not None:
-            return KnownState(report.facts, report.services)
+            return KnownState(_learnt(context, report.facts), report.services)
         problem = report.problem or Problem(code="no-facts", message="it told no facts")
     else:
         problem = Problem(code="not-asked", message="hosts were not asked")
@@ -157,7 +158,13 @@ async def _state(context: FleetContext, host: Host, last_known: bool) -> KnownSt
             return Problem(code="never-seen", message="no facts of this host are known yet", remedy=remedy)
         return problem
     taken = datetime.fromtimestamp(facts.facts.taken_unix_ms / 1000, UTC)
-    return KnownState(facts.facts, facts.services, f"as of {taken:%Y-%m-%d %H:%M} UTC, since {problem.message}")
+    basis = f"as of {taken:%Y-%m-%d %H:%M} UTC, since {problem.message}"
+    return KnownState(_learnt(context, facts.facts), facts.services, basis)
+
+
+def _learnt(context: FleetContext, facts: HostFacts) -> HostFacts:
+    """With what servers were seen to take of memory, as plans count it."""
+    return facts.model_copy(update={"observed_memory": load_observations(context.database)})
 
 
 def goal_of(text: str) -> Goal:

@@ -93,7 +93,8 @@ def _option(candidate: Candidate) -> Option:
     margin = fit.free_bytes - fit.needed_bytes if fits and fit.free_bytes is not None else None
     texts = {
         FitVerdict.REFUSED: fit.summary(),
-        FitVerdict.FITS_WITH_OFFLOAD: f"{gibibytes(fit.offload_bytes)} of it on the CPU: {fit.summary()}",
+        FitVerdict.FITS_WITH_OFFLOAD: f"{gibibytes(fit.offload_bytes)} of it on the CPU: {fit.summary()}"
+        + (f"; {fit.offload_cost}" if fit.offload_cost else ""),
         FitVerdict.UNSPECIFIED: fit.unknown,
     }
     return Option(
