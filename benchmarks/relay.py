@@ -5,8 +5,8 @@
     python -m benchmarks.relay --faults all --hosts 6                # what a fault costs the others (relay_faults.py)
 
 One head has the file, N hosts get it; every link is shaped both ways. A ratio of 1 is the file's size at the link's raw
-rate; headers of TCP, IP and Ethernet alone cost 1.046. `bare` is a byte chain of processes that check nothing: what this
-machine can do at most. Keep hosts x rate under what the processors can move, or the machine is measured.
+rate; headers of TCP, IP and Ethernet alone cost 1.046. `bare` is a byte chain of processes that check nothing: what
+this machine can do at most. Keep hosts x rate under what the processors can move, or the machine is measured.
 Size = rate x seconds. Needs root, `ip` and `tc`.
 """
 
@@ -30,6 +30,7 @@ from benchmarks.relay_control import LabController
 from benchmarks.relay_lab import (
     COMMIT,
     REPOSITORY,
+    RelayProcess,
     ShapedNetwork,
     make_content,
     make_manifest,
@@ -115,7 +116,7 @@ def measure_relay(load: Load, hosts: int, tls: bool) -> Outcome:
         members = [Member(name=name, link_bytes_per_second=load.link) for name in names]
         control = LabController(members, names[0], source)
         try:
-            with relay_lab(folder, manifest, names, network, tls, control.hear) as lab:
+            with relay_lab(folder, manifest, names, network, tls, control.hear, kind=RelayProcess) as lab:
                 control.lab = lab
                 if not load.uplink:
                     put_into_cache(lab.hf_home(names[0]), manifest, load.file.parent)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.relay_lab import RelayLab
 from fleet_agent.relay.control import Event, event_line
@@ -28,7 +29,7 @@ class LabController:
         sources: dict[str, HubSource | FolderSource] = {} if source is None else {head: source}
         state = ConductorState(members=tuple(members), head=head, sources=sources, fallback=fallback)
         self.conductor = Conductor(state)
-        self.lab: RelayLab | None = None
+        self.lab: RelayLab[Any] | None = None
         self.cut: set[str] = set()
         self.deaf = False
         self.changes: list[tuple[float, str]] = []  # (monotonic seconds, why the topology changed)

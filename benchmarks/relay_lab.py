@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from fleet_agent.artifacts.cache import HubCache, relative_path
 from fleet_agent.artifacts.hashing import expected_hash, hash_file, new_hash
@@ -33,11 +34,14 @@ from fleet_agent.relay.control import (
     Peer,
     Progress,
     RelaySpec,
+    Stop,
     TlsFiles,
     order_line,
     parse_event,
+    parse_order,
 )
 from fleet_agent.relay.manifest import Manifest, piece_bytes_for
+from fleet_agent.relay.node import RelayNode
 from fleet_controller.pki.authority import Authority, Usage, new_key
 
 REPOSITORY, COMMIT, REVISION = "lab/model", "c" * 40, "main"
@@ -120,8 +124,8 @@ class Certificates:
 # -- one relay --------------------------------------------------------------------------------------------------
 
 
-class RelayProcess:
-    """One running relay. Events are kept, and given to `on_event` from its reading thread."""
+class Told:
+    """What a relay has told so far. Events are kept, and given to `on_event` from the thread that hears them."""
 
     def __init__(
         self, spec: RelaySpec, folder: Path, prefix: Sequence[str], plain: bool, on_event: Callable[[Event], None]
@@ -131,6 +135,107 @@ class RelayProcess:
         self._on_event = on_event
         self._changed = threading.Condition()
         self._ended = False
+
+    def order(self, order: Order) -> None:
+        self.send(order_line(order))
+
+    def send(self, line: str) -> None:
+        """An order as a line, as the controller writes it. A relay that has ended hears nothing."""
+        raise NotImplementedError
+
+    def ask_to_stop(self) -> None:
+        raise NotImplementedError
+
+    def end(self, seconds: float = 30.0) -> int:
+        """Waits until it has ended; its exit code."""
+        raise NotImplementedError
+
+    def stop(self) -> int:
+        self.ask_to_stop()
+        return self.end()
+
+    def _hear(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+        self._on_event(event)
+
+    def _hear_the_end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def log(self) -> str:
+        return ""
+
+    def wait_for(self, wanted: Callable[[Event], bool], seconds: float = START_SECONDS) -> Event:
+        """The first event, since the start, that is wanted. Raises TimeoutError, or RuntimeError where it ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or any(map(wanted, self.events)), seconds)
+            found = next(filter(wanted, self.events), None)
+        if found is None:
+            told = [event for event in self.events if not isinstance(event, Progress)][-8:]
+            kind = RuntimeError if self._ended else TimeoutError
+            raise kind(f"{self.spec.node} has not told what was awaited; it told {told}, {self.log()[-2000:]}")
+        return found
+
+    def told(self, kind: type[Any]) -> list[Any]:
+        """Its events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def port(self) -> int:
+        found = self.wait_for(lambda event: isinstance(event, Listening))
+        assert isinstance(found, Listening)
+        return found.port
+
+    def wait_until_complete(self, seconds: float = START_SECONDS) -> None:
+        self.wait_for(lambda event: isinstance(event, Complete), seconds)
+
+    @property
+    def progress(self) -> Progress | None:
+        return next((event for event in reversed(self.events) if isinstance(event, Progress)), None)
+
+    def failure(self) -> Failed | None:
+        return next((event for event in self.events if isinstance(event, Failed)), None)
+
+
+class RelayThread(Told):
+    """A relay in a thread of this process: starts at once, and cannot be killed."""
+
+    def __init__(
+        self, spec: RelaySpec, folder: Path, prefix: Sequence[str], plain: bool, on_event: Callable[[Event], None]
+    ) -> None:
+        super().__init__(spec, folder, prefix, plain, on_event)
+        assert not prefix, "a thread lives in this process's own network"
+        self.node = RelayNode(spec, self._hear, plain)
+        self._code = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._code = self.node.run()
+        self._hear_the_end()
+
+    def send(self, line: str) -> None:
+        self.node.order(parse_order(line))
+
+    def ask_to_stop(self) -> None:
+        self.node.order(Stop())
+
+    def end(self, seconds: float = 30.0) -> int:
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            raise TimeoutError(f"{self.spec.node} does not end")
+        return self._code
+
+
+class RelayProcess(Told):
+    """A relay as a process of its own, as on a host."""
+
+    def __init__(
+        self, spec: RelaySpec, folder: Path, prefix: Sequence[str], plain: bool, on_event: Callable[[Event], None]
+    ) -> None:
+        super().__init__(spec, folder, prefix, plain, on_event)
         path = folder / f"{spec.node}.spec.json"
         path.write_text(json.dumps(encode(spec)))
         command = [*prefix, sys.executable, "-m", "fleet_agent.relay", str(path), "--stdin"]
@@ -145,64 +250,27 @@ class RelayProcess:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            event = parse_event(line)
-            with self._changed:
-                self.events.append(event)
-                self._changed.notify_all()
-            self._on_event(event)
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def order(self, order: Order) -> None:
-        self.send(order_line(order))
+            self._hear(parse_event(line))
+        self._hear_the_end()
 
     def send(self, line: str) -> None:
-        """An order as a line, as the controller writes it. One that has ended hears nothing."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             self.process.stdin.write(line)
             self.process.stdin.flush()
 
-    def wait_for(self, wanted: Callable[[Event], bool], seconds: float = START_SECONDS) -> Event:
-        """The first event, since the start, that is wanted. Raises TimeoutError, or RuntimeError where it ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended or any(map(wanted, self.events)), seconds)
-            found = next(filter(wanted, self.events), None)
-        if found is None:
-            told = [event for event in self.events if not isinstance(event, Progress)][-8:]
-            kind = RuntimeError if self._ended else TimeoutError
-            raise kind(f"{self.spec.node} has not told what was awaited; it told {told}, {self.log()[-2000:]}")
-        return found
-
     def log(self) -> str:
         return Path(self._log.name).read_text(errors="replace")
-
-    def port(self) -> int:
-        found = self.wait_for(lambda event: isinstance(event, Listening))
-        assert isinstance(found, Listening)
-        return found.port
-
-    def wait_until_complete(self, seconds: float) -> None:
-        self.wait_for(lambda event: isinstance(event, Complete), seconds)
-
-    @property
-    def progress(self) -> Progress | None:
-        return next((event for event in reversed(self.events) if isinstance(event, Progress)), None)
-
-    def failure(self) -> Failed | None:
-        return next((event for event in self.events if isinstance(event, Failed)), None)
 
     def kill(self) -> None:
         """As if the power went, and wait for it."""
         self.process.send_signal(signal.SIGKILL)
         self.end()
 
-    def stop(self) -> int:
+    def ask_to_stop(self) -> None:
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
-        return self.end()
 
     def end(self, seconds: float = 30.0) -> int:
         try:
@@ -267,6 +335,9 @@ class ShapedNetwork:
         return f"{self._network}.1"
 
     def connect(self, name: str) -> Cable:
+        """The host's cable, made at the first call; two rollouts on one host share it."""
+        if name in self.cables:
+            return self.cables[name]
         number = len(self.cables)
         namespace, link = f"{self._bridge}-{number}", f"{self._bridge}v{number}"[:BRIDGE_PORT_BYTES_LIMIT]
         address = f"{self._network}.{10 + number}"
@@ -313,7 +384,10 @@ def _bucket(bytes_per_second: float) -> list[str]:
 # -- the lab ----------------------------------------------------------------------------------------------------
 
 
-class RelayLab:
+Relay = TypeVar("Relay", bound=Told)
+
+
+class RelayLab(Generic[Relay]):
     """Hosts with a cache each, and the relays that run on them."""
 
     def __init__(
@@ -323,14 +397,16 @@ class RelayLab:
         names: Sequence[str],
         network: LoopbackNetwork | ShapedNetwork,
         tls: bool,
+        kind: type[Relay],
         on_event: Callable[[str, Event], None] = lambda name, event: None,
     ) -> None:
+        self.kind = kind
         self.folder = folder
         self.manifest = manifest
         self.names = tuple(names)
         self.network = network
         self.on_event = on_event
-        self.relays: dict[str, RelayProcess] = {}
+        self.relays: dict[str, Relay] = {}
         self.cables = {name: network.connect(name) for name in names}
         certificates = Certificates(folder / "certificates") if tls else None
         self.tls = {name: certificates.files(name) if certificates else None for name in names}
@@ -347,9 +423,9 @@ class RelayLab:
         }  # fmt: skip
         return RelaySpec(**values)  # type: ignore[arg-type]
 
-    def start(self, name: str, **changes: object) -> RelayProcess:
+    def start(self, name: str, **changes: object) -> Relay:
         self.hf_home(name).mkdir(parents=True, exist_ok=True)
-        relay = RelayProcess(
+        relay = self.kind(
             self.spec(name, **changes), self.folder / name, self.cables[name].prefix, self.tls[name] is None,
             lambda event: self.on_event(name, event),
         )  # fmt: skip
@@ -385,10 +461,7 @@ class RelayLab:
 
     def stop(self) -> None:
         for relay in self.relays.values():
-            if relay.process.poll() is None:
-                with contextlib.suppress(OSError):
-                    assert relay.process.stdin is not None
-                    relay.process.stdin.close()
+            relay.ask_to_stop()
         for relay in self.relays.values():
             relay.end()
 
@@ -401,9 +474,11 @@ def relay_lab(
     network: LoopbackNetwork | ShapedNetwork | None = None,
     tls: bool = True,
     on_event: Callable[[str, Event], None] = lambda name, event: None,
-) -> Iterator[RelayLab]:
+    *,
+    kind: type[Relay],
+) -> Iterator[RelayLab[Relay]]:
     """A lab whose relays are ended with the block; the network is the caller's."""
-    lab = RelayLab(folder, manifest, names, network or LoopbackNetwork(), tls, on_event)
+    lab = RelayLab(folder, manifest, names, network or LoopbackNetwork(), tls, kind, on_event)
     try:
         yield lab
     finally:

@@ -1,26 +1,22 @@
 """How well speeds are predicted that nobody measured: python -m benchmarks.speed_prediction
 
-    [--data ../shared/data] [--score more_rows.csv]
+    [--data ../shared/data] [--score rows.csv [--models models.csv]] [--quick]
 
 Data: the rows and models that ship as reference (lab notes, and published tables), or the files of the same names in a
 folder: public_results.csv, lab_notes_results.csv, models.csv. Chips are the inventory's.
 
 The split is fixed: one architecture (the `model` of a row) is left out at a time, on every device and engine; the model
 is fitted to all other rows and predicts those. No row is used for its own prediction, and none of its architecture.
-With --score, rows of another file (columns of public_results.csv) are predicted from all of those rows but the ones of
-the same model, device and engine.
+A second split leaves out one device at a time: what a machine is worth that nobody measured; --quick leaves it out.
 
-A second split leaves out one device at a time: what a machine is worth that nobody measured.
+With --score, rows of another file (columns of public_results.csv; optional: driver, flags, client) are predicted from
+all reference rows but the ones of the same model, device and engine; --models has shapes of models that only it names.
+benchmarks/data/public_unseen.csv is such a file: figures of others, found after the model was made, fitted by nobody.
 
-Rows that a fleet measured itself and that ship as reference are predicted from the lab's data alone: no prior was set
-with them in sight, but for the two choices that docs/speed_prediction.md names.
+Rows that a fleet measured itself and that ship as reference are predicted from the lab's data alone.
 
-The priors are those that ship: they were written with these rows in sight, so their widths are not independent of them.
-
-Regret: on each device with at least two measured candidates (engine and quantization) for one model, through the same
-kind of client and at near depth, the one predicted fastest is taken, with all rows of that model withheld. Regret is
-what it loses against the one measured fastest; measured speeds within `TIE` of each other count as one. The five trials
-of mlx_lm.benchmark are one row, their average.
+The priors are those that ship: they were written with the reference rows in sight, so their widths are not independent
+of them. Regret: benchmarks/speed_choices.py. The five trials of mlx_lm.benchmark are one row, their average.
 """
 
 import argparse
@@ -34,17 +30,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report
-from fleet_controller.choosing.reference import device_named, own_speed, reference_speeds
+from benchmarks.speed_choices import Choice, choices
+from fleet_controller.choosing.devices import device_named
+from fleet_controller.choosing.reference import own_speed, reference_speeds
 from fleet_controller.choosing.speed import COVERED, Prediction, SpeedModel
 from fleet_controller.choosing.terms import matrix_operations
 from fleet_controller.choosing.work import Cell, MeasuredSpeed, ModelWork, Phase
-from fleet_controller.results.comparability import near_depth
 from fleet_controller.results.reference_files import load_reference
 from fleet_inventory.reference_data import reference_files
 from fleet_inventory.speed_reference import (
     NOTES_FILE,
+    SpeedFigure,
     SpeedModelShape,
     load_public_figures,
+    load_shapes,
     load_speed_figures,
     load_speed_models,
 )
@@ -54,8 +53,6 @@ TARGETS = {
     Phase.PREFILL: "median <= 30 %, coverage 65 to 92 %",
 }
 BOOTSTRAPS, SEED = 2000, 1
-# Measured speeds within 2 % are a tie: llama-bench's own deviation is 0.1 to 2 % on GPUs that nothing else uses.
-TIE = 0.02
 
 
 @dataclass(frozen=True)
@@ -120,15 +117,42 @@ def fleet_rows(shapes: Mapping[str, SpeedModelShape]) -> list[MeasuredSpeed]:
     return found
 
 
+def score_file(
+    path: Path, models: Path | None, shapes: Mapping[str, SpeedModelShape], rows: Sequence[MeasuredSpeed]
+) -> None:
+    """Prints errors of rows from elsewhere, and which of them nothing is predicted for."""
+    figures = load_public_figures(path)
+    more = load_shapes(models) if models else {}
+    scored = scored_rows(figures, {**shapes, **more})
+    print(f"{len(scored)} of {len(figures)} rows: model and device are known")
+    for figure in unknown_figures(figures, {**shapes, **more}):
+        print(f"  nothing predicted: {figure}")
+    score(held_out(scored, rows))
+
+
+def scored_rows(figures: Iterable[SpeedFigure], shapes: Mapping[str, SpeedModelShape]) -> list[MeasuredSpeed]:
+    """As reference_speeds, and with guesses for devices that the inventory does not have."""
+    return list(reference_speeds(figures, shapes, device_named))
+
+
+def unknown_figures(figures: Iterable[SpeedFigure], shapes: Mapping[str, SpeedModelShape]) -> list[str]:
+    names = {
+        f"{one.model} on {one.device}" for one in figures if one.model not in shapes or not device_named(one.device)
+    }
+    return sorted(names)
+
+
 def held_out(scored: Sequence[MeasuredSpeed], rows: Sequence[MeasuredSpeed]) -> list[Judged]:
     """Rows from elsewhere, each predicted without what is known of its model on its device and engine."""
 
     def subject(row: MeasuredSpeed) -> tuple[str, str, str]:
         return row.cell.model.name, row.cell.device.name, row.cell.engine.key
 
+    everything = SpeedModel(rows)
+    known = {subject(row) for row in rows}
     judged: list[Judged] = []
     for held in sorted({subject(row) for row in scored}):
-        model = SpeedModel(row for row in rows if subject(row) != held)
+        model = SpeedModel(row for row in rows if subject(row) != held) if held in known else everything
         judged += [Judged(row, model.predict(row.cell)) for row in scored if subject(row) == held]
     return judged
 
@@ -201,62 +225,6 @@ def macro(judged: Sequence[Judged]) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One decision: what was predicted fastest, what was measured fastest, and what is lost by it."""
-
-    device: str
-    model: str
-    depth: int
-    chosen: str
-    best: str
-    candidates: int
-    regret: float
-
-
-def choices(rows: Sequence[MeasuredSpeed], models: dict[str, SpeedModel], phase: Phase) -> list[Choice]:
-    return [
-        choice
-        for group in comparable(row for row in rows if row.cell.phase is phase)
-        if (choice := decide(group, models[group[0].cell.model.name])) is not None
-    ]
-
-
-def comparable(rows: Iterable[MeasuredSpeed]) -> list[list[MeasuredSpeed]]:
-    """Rows of one model on one device through one kind of client at near depths."""
-    groups: list[list[MeasuredSpeed]] = []
-    for row in sorted(rows, key=lambda row: (row.cell.device.name, row.cell.model.name, row.cell.depth)):
-        fitting = (group for group in groups if _same_question(group[0].cell, row.cell))
-        group = next(fitting, None)
-        if group is None:
-            groups.append([row])
-        else:
-            group.append(row)
-    return groups
-
-
-def _same_question(first: Cell, second: Cell) -> bool:
-    same = (first.device, first.model, first.engine.over_http) == (second.device, second.model, second.engine.over_http)
-    return same and near_depth(first.depth, second.depth)
-
-
-def decide(group: Sequence[MeasuredSpeed], model: SpeedModel) -> Choice | None:
-    measured: dict[str, list[float]] = defaultdict(list)
-    predicted: dict[str, float] = {}
-    for row in group:
-        name = f"{row.cell.engine.key} {row.cell.quantization}"
-        measured[name].append(row.tokens_per_second)
-        predicted[name] = model.predict(row.cell).tokens_per_second
-    if len(measured) < 2:
-        return None
-    speeds = {name: statistics.fmean(values) for name, values in measured.items()}
-    chosen, best = max(sorted(predicted), key=predicted.__getitem__), max(sorted(speeds), key=speeds.__getitem__)
-    lost = 1 - speeds[chosen] / speeds[best]
-    cell = group[0].cell
-    regret = 0.0 if lost <= TIE else lost
-    return Choice(cell.device.name, cell.model.name, cell.depth, chosen, best, len(speeds), regret)
-
-
 def regret_table(phase: Phase, found: Sequence[Choice]) -> dict[str, Any]:
     print(f"\n### regret of the choice for {phase.name.lower()}, n = {len(found)}\n")
     lines = [(c.device, c.model, str(c.depth), str(c.candidates), c.chosen, c.best, percent(c.regret)) for c in found]
@@ -312,11 +280,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the three files (default: those that ship)")
     parser.add_argument("--score", type=Path, help="rows from elsewhere, with the columns of public_results.csv")
+    parser.add_argument("--models", type=Path, help="shapes of more models, with the columns of models.csv")
+    parser.add_argument("--quick", action="store_true", help="without the second split")
     arguments = parser.parse_args()
     shapes = load_speed_models(arguments.data)
     rows = reference_speeds(load_speed_figures(arguments.data), shapes)
     if arguments.score:
-        score(held_out(reference_speeds(load_public_figures(arguments.score), shapes), rows))
+        score_file(arguments.score, arguments.models, shapes, rows)
         return
     judged, models = left_out(rows)
     summary, details = [], dict[str, object]()
@@ -334,9 +304,9 @@ def main() -> None:
         print("\n## rows that fleet measured, predicted from the lab's data")
         everything = SpeedModel(rows)
         score([Judged(row, everything.predict(row.cell)) for row in unseen_rows])
-    print("\n## one device left out at a time")
-    unseen = devices_left_out(rows)
-    for phase in Phase:
+    unseen = [] if arguments.quick else devices_left_out(rows)
+    print("\n## one device left out at a time" if unseen else "")
+    for phase in Phase if unseen else ():
         of_phase = [item for item in unseen if item.cell.phase is phase]
         error_table(phase, of_phase, "device", lambda item: item.cell.device.name)
     print()

@@ -19,6 +19,7 @@ from fleet_agent.relay.frames import ALIVE, HEAD_BYTES, Frame, ProtocolError, un
 from fleet_agent.relay.limits import RateLimit
 
 TICK_SECONDS = 0.25
+ALIVE_SECONDS = 0.5
 CONNECT_SECONDS = 2.0
 HANDSHAKE_SECONDS = 5.0
 # A cut link is found by the kernel: what we say goes unacknowledged for that long. A loaded machine's kernel still
@@ -226,6 +227,7 @@ class ServerLink:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self._tls = isinstance(connection, ssl.SSLSocket)
+        self._sent_at = time.monotonic()
         connection.settimeout(SEND_SECONDS)
 
     def close(self) -> None:
@@ -267,6 +269,12 @@ class ServerLink:
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
+        self._sent_at = time.monotonic()
+
+    def say_alive(self) -> None:
+        """Where nothing else was said for a while."""
+        if time.monotonic() - self._sent_at >= ALIVE_SECONDS:
+            self.send(ALIVE)
 
     def send_file(
         self, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]

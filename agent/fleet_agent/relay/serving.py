@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from fleet_agent.relay.control import Event, PeerRefused, RelaySpec
 from fleet_agent.relay.counters import Counters
 from fleet_agent.relay.frames import (
-    ALIVE,
     HASHES_AT_ONCE,
     HEAD_BYTES,
     Frame,
@@ -26,12 +25,11 @@ from fleet_agent.relay.frames import (
     unpack,
 )
 from fleet_agent.relay.limits import RateLimit
-from fleet_agent.relay.links import HANDSHAKE_SECONDS, NotAllowed, ServerLink, admit, listen, reset, tune
+from fleet_agent.relay.links import ALIVE_SECONDS, HANDSHAKE_SECONDS, NotAllowed, ServerLink, admit, listen, reset, tune
 from fleet_agent.relay.manifest import DIGEST_BYTES
 from fleet_agent.relay.receiving import MOST_PIECES_AHEAD
 from fleet_agent.relay.store import PieceStore
 
-ALIVE_SECONDS = 0.5
 FRAME_SECONDS = 5.0
 UNACKNOWLEDGED_MILLISECONDS = 10_000
 STRANGERS_AT_ONCE = 32
@@ -263,8 +261,7 @@ class PieceSession:
                 self._read()
             elif ready:
                 self._send(*self._asked.popleft())
-            elif not self._asked or not self._store.has(*self._asked[0]):
-                self._link.send(ALIVE)
+            self._link.say_alive()
 
     def _read(self) -> None:
         frame = unpack(self._link.receive(HEAD_BYTES, FRAME_SECONDS))
@@ -330,8 +327,7 @@ class HashSession:
                 frame = unpack(self._link.receive(HEAD_BYTES, FRAME_SECONDS))
                 if frame.kind is not Kind.ALIVE:
                     raise ProtocolError(f"{frame.kind.name} on a link for hashes")
-            elif not sent:
-                self._link.send(ALIVE)
+            self._link.say_alive()
 
     def _tell_news(self) -> bool:
         """Whether anything was sent. Hashes that were taken back are followed by the new ones, from the start."""
