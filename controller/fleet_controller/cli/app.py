@@ -15,6 +15,7 @@ from fleet_controller.cli import (
     hosts,
     results,
     results_group,
+    rollout,
 )
 
 app = typer.Typer(
@@ -52,4 +53,5 @@ results.register(app)
 results_group.register(app)
 app.add_typer(agent.app, name="agent")
 app.add_typer(backends.app, name="backends")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(controller.app, name="controller")

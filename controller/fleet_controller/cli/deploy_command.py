@@ -14,6 +14,7 @@ from fleet_controller.cli.installer_question import may_ask_for_script
 from fleet_controller.cli.messages import plain
 from fleet_controller.cli.output import confirm, print_json, print_table
 from fleet_controller.cli.plan_view import print_plan
+from fleet_controller.cli.rollout_order import RolloutOptions, print_order, strategy_of
 from fleet_proto.v1 import controller_pb2
 
 TO_RUN = (controller_pb2.PLAN_ACTION_START, controller_pb2.PLAN_ACTION_REPLACE)
@@ -45,6 +46,7 @@ class DeployOptions:
     service_name: str
     offline_folder: str
     run_installer: bool
+    order: RolloutOptions
     wait: bool
     dry_run: bool
     yes: bool
@@ -56,6 +58,7 @@ def run_deploy(options: DeployOptions) -> None:
     if not options.model and not options.repository:
         raise UsageFailure("name a model, or give --repo owner/name", "fleet models lists the catalog")
     _demand_reference(options.api_key)
+    strategy_of(options.order)
     call(_deploy(options), when_interrupted=typed_command())
 
 
@@ -79,13 +82,18 @@ async def _deploy(options: DeployOptions) -> None:
         shown = sys.stderr if options.as_json else sys.stdout
         if not (options.dry_run and options.as_json):
             print_plan(plan, with_commands=options.dry_run, stream=shown)
-        to_run = [host for host in plan.hosts if host.action in TO_RUN]
+        to_run = [host for host in plan.hosts if host.action in TO_RUN or _catches_up(host, options)]
+        print_order(options.order, plan.hosts, to_run, shown if not (options.dry_run and options.as_json) else None)
         finished: list[controller_pb2.HostEvent] = []
         if to_run and not options.dry_run:
             names = ", ".join(host.host for host in to_run)
             if not confirm(f"Deploy to {names}?", options.yes and not asks_about_script):
                 raise typer.Exit(0)
-            events = controller.Deploy(controller_pb2.DeployRequest(plan_id=plan.plan_id))
+            events = controller.Deploy(
+                controller_pb2.DeployRequest(
+                    plan_id=plan.plan_id, canary=options.order.canary, strategy=strategy_of(options.order)
+                )
+            )
             finished = await follow_events(events, quiet=options.as_json)
     if options.as_json:
         print_json(_document(plan, finished, options.dry_run))
@@ -106,6 +114,11 @@ async def _plan(controller: Any, options: DeployOptions) -> controller_pb2.Deplo
             said = "; ".join(leased)
             print(f"waiting: {said}", file=sys.stderr)
         await asyncio.sleep(LEASE_POLL_SECONDS)
+
+
+def _catches_up(host: controller_pb2.HostPlan, options: DeployOptions) -> bool:
+    away = host.action == controller_pb2.PLAN_ACTION_FAIL and host.problem.code == "host-unreachable"
+    return options.order.catch_up and away
 
 
 def _request(options: DeployOptions) -> controller_pb2.PlanDeployRequest:

@@ -20,6 +20,7 @@ REFUSAL_CODES = frozenset(
         "memory-short",
         "engine-in-use",
         "no-api-key",
+        "rollout-busy",
     }
 )
 

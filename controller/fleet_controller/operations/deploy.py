@@ -1,4 +1,4 @@
-"""Running a plan: on each host the job that prepares, then the service, then one real question to it.
+"""Running one host's part of a plan: the job that prepares, then the service, then one real question to it.
 
 Every piece is named by what it does, so that the same command, after whatever died in the middle, finds the work
 where it is: a job under way is joined, one that ended is not repeated, a service with the same spec is kept.
@@ -14,11 +14,11 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.plan import PlanAction
 from fleet_controller.domain.services import ServiceSpec
-from fleet_controller.fanout import merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
 from fleet_controller.operations.launch import launch
-from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, load_plan, replan
+from fleet_controller.operations.memory_observations import observe_memory
+from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, replan
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.secrets import deliver_api_key
 from fleet_controller.planning.plan import PlannedDeployment
@@ -29,25 +29,22 @@ from fleet_inventory.hosts import Host
 TO_RUN = (PlanAction.START, PlanAction.REPLACE)
 
 
-async def deploy(context: FleetContext, plan_id: str, hosts: tuple[str, ...]) -> AsyncGenerator[HostEvent]:
-    """Run a plan on its hosts, or on those named; each host ends with one `done` event.
-
-    Leaving detaches: in a resident controller the work goes on, and the same plan joins it again.
+async def prepare_ahead(context: FleetContext, host: Host, planned: PlannedHost) -> AsyncGenerator[HostEvent]:
+    """The part of a host's plan that changes nothing that runs: installs and downloads. What fails there fails again,
+    and is told, when the host is deployed.
     """
-    plan = load_plan(context, plan_id)
-    inventory = context.inventory().hosts
-    chosen = [
-        planned
-        for planned in plan.hosts
-        if planned.shown.action in TO_RUN and (not hosts or planned.shown.host in hosts)
-    ]
-    async for event in merged([_on_host(context, inventory.get(item.shown.host), item, plan) for item in chosen]):
-        yield event
+    try:
+        if planned.deployment.prepare is not None:
+            async for event in run_job(context, host, planned.deployment.prepare, []):
+                yield event
+    except (OperationError, TransportError) as error:
+        yield HostEvent(host=host.name, stage="prepare", message=f"not prepared yet: {problem_of(error).message}")
 
 
-async def _on_host(
+async def deploy_host(
     context: FleetContext, host: Host | None, planned: PlannedHost, plan: StoredPlan
 ) -> AsyncGenerator[HostEvent]:
+    """One host's part of a plan; its last event is `done`. The same work under way is joined."""
     spec = planned.shown.service
     if host is None or spec is None:
         gone = Problem(code="no-such-host", message="the host is no longer in hosts.yaml", remedy="repeat the command")
@@ -94,6 +91,7 @@ async def _deploy(
         if smoke is not None:
             async for event in run_job(context, host, smoke, answers):
                 yield event
+        await observe_memory(context, host, spec.name, final.plan.fit_lines)
         yield _ready(host, spec, answers, time.monotonic() - started)
     except (OperationError, TransportError) as error:
         yield HostEvent(host=host.name, stage="deploy", done=True, problem=problem_of(error))

@@ -90,9 +90,28 @@ class ControllerServicer(GeneratedServicer):
         return controller_pb2.DeployPlan(plan_id=plan.plan_id, hosts=hosts)
 
     async def Deploy(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        from fleet_controller.operations.deploy import deploy
+        from fleet_controller.domain.rollouts import Strategy
+        from fleet_controller.operations.rollouts import RolloutWish, begin
 
-        events = deploy(self._context, request.plan_id, tuple(request.hosts))
+        strategy = from_wire(Strategy, request.strategy) if request.HasField("strategy") else Strategy()
+        events = begin(self._context, request.plan_id, RolloutWish(canary=request.canary, strategy=strategy))
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListRollouts(self, request: Any, context: Any) -> controller_pb2.ListRolloutsReply:
+        from fleet_controller.operations.rollout_views import list_rollouts
+
+        try:
+            found = list_rollouts(self._context, request.number if request.HasField("number") else None)
+        except Exception as error:
+            await _abort(context, error)
+        return controller_pb2.ListRolloutsReply(rollouts=[to_wire(view, controller_pb2.RolloutInfo) for view in found])
+
+    async def ChangeRollout(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.rollout_changes import RolloutAction, change
+
+        action = RolloutAction(controller_pb2.RolloutAction.Name(request.action))
+        events = change(self._context, action, request.number if request.HasField("number") else None)
         async for message in _stream(events, controller_pb2.HostEvent, context):
             yield message
 

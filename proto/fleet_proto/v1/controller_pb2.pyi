@@ -121,6 +121,35 @@ PLAN_ACTION_FAIL: PlanAction.ValueType  # 5
 """host down or facts missing"""
 Global___PlanAction: _TypeAlias = PlanAction  # noqa: Y015
 
+class _RolloutAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RolloutActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RolloutAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLLOUT_ACTION_UNSPECIFIED: _RolloutAction.ValueType  # 0
+    ROLLOUT_ACTION_PAUSE: _RolloutAction.ValueType  # 1
+    """hosts under way end first"""
+    ROLLOUT_ACTION_ABORT: _RolloutAction.ValueType  # 2
+    ROLLOUT_ACTION_RESUME: _RolloutAction.ValueType  # 3
+    """also hosts that failed or were away"""
+    ROLLOUT_ACTION_UNDO: _RolloutAction.ValueType  # 4
+    """to exactly what ran before"""
+    ROLLOUT_ACTION_WATCH: _RolloutAction.ValueType  # 5
+
+class RolloutAction(_RolloutAction, metaclass=_RolloutActionEnumTypeWrapper): ...
+
+ROLLOUT_ACTION_UNSPECIFIED: RolloutAction.ValueType  # 0
+ROLLOUT_ACTION_PAUSE: RolloutAction.ValueType  # 1
+"""hosts under way end first"""
+ROLLOUT_ACTION_ABORT: RolloutAction.ValueType  # 2
+ROLLOUT_ACTION_RESUME: RolloutAction.ValueType  # 3
+"""also hosts that failed or were away"""
+ROLLOUT_ACTION_UNDO: RolloutAction.ValueType  # 4
+"""to exactly what ran before"""
+ROLLOUT_ACTION_WATCH: RolloutAction.ValueType  # 5
+Global___RolloutAction: _TypeAlias = RolloutAction  # noqa: Y015
+
 class _EnginesAction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -864,25 +893,231 @@ class DeployRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_ID_FIELD_NUMBER: _builtins.int
-    HOSTS_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
+    canary: _builtins.str
+    """hosts, "none", or empty = the first of each backend where there are several"""
     @_builtins.property
-    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """subset; empty = all that START or REPLACE"""
+    def strategy(self) -> Global___RolloutStrategy:
+        """its `canaries` are not read"""
 
     def __init__(
         self,
         *,
         plan_id: _builtins.str = ...,
-        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        canary: _builtins.str = ...,
+        strategy: Global___RolloutStrategy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "plan_id", b"plan_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "plan_id", b"plan_id", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeployRequest: _TypeAlias = DeployRequest  # noqa: Y015
+
+@_typing.final
+class RolloutStrategy(_message.Message):
+    """As domain/rollouts.py has it. `gate`: "health" | "golden"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANARIES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    GOLDEN_THRESHOLD_FIELD_NUMBER: _builtins.int
+    WAVE_PERCENT_FIELD_NUMBER: _builtins.int
+    WAVE_LABEL_FIELD_NUMBER: _builtins.int
+    MAX_UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    MAX_FAILURES_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
+    gate: _builtins.str
+    golden_threshold: _builtins.float
+    wave_percent: _builtins.float
+    wave_label: _builtins.str
+    max_unavailable: _builtins.int
+    """0 = a whole wave at a time"""
+    max_failures: _builtins.int
+    catch_up: _builtins.bool
+    """hosts that are away are changed later"""
+    @_builtins.property
+    def canaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        canaries: _abc.Iterable[_builtins.str] | None = ...,
+        gate: _builtins.str = ...,
+        golden_threshold: _builtins.float = ...,
+        wave_percent: _builtins.float = ...,
+        wave_label: _builtins.str = ...,
+        max_unavailable: _builtins.int = ...,
+        max_failures: _builtins.int = ...,
+        catch_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "catch_up", b"catch_up", "gate", b"gate", "golden_threshold", b"golden_threshold", "max_failures", b"max_failures", "max_unavailable", b"max_unavailable", "wave_label", b"wave_label", "wave_percent", b"wave_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStrategy: _TypeAlias = RolloutStrategy  # noqa: Y015
+
+@_typing.final
+class RolloutInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    CARRIED_OUT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    title: _builtins.str
+    service: _builtins.str
+    state: _builtins.str
+    """"running", "paused", "stopped", "undoing", "done", "aborted", "superseded", "undone" """
+    reason: _builtins.str
+    created_unix_ms: _builtins.int
+    carried_out: _builtins.bool
+    """some process is at it now"""
+    summary: _builtins.str
+    @_builtins.property
+    def strategy(self) -> Global___RolloutStrategy: ...
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutHostInfo]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        title: _builtins.str = ...,
+        service: _builtins.str = ...,
+        strategy: Global___RolloutStrategy | None = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        created_unix_ms: _builtins.int = ...,
+        hosts: _abc.Iterable[Global___RolloutHostInfo] | None = ...,
+        carried_out: _builtins.bool = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried_out", b"carried_out", "created_unix_ms", b"created_unix_ms", "hosts", b"hosts", "number", b"number", "reason", b"reason", "service", b"service", "state", b"state", "strategy", b"strategy", "summary", b"summary", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutInfo: _TypeAlias = RolloutInfo  # noqa: Y015
+
+@_typing.final
+class RolloutHostInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    CHANGED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    wave: _builtins.int
+    phase: _builtins.str
+    before: _builtins.str
+    """what ran, in words; empty where it is not known (nothing was changed)"""
+    after: _builtins.str
+    changed_unix_ms: _builtins.int
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        wave: _builtins.int = ...,
+        phase: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        problem: _common_pb2.Problem | None = ...,
+        changed_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "after", b"after", "before", b"before", "changed_unix_ms", b"changed_unix_ms", "host", b"host", "phase", b"phase", "problem", b"problem", "wave", b"wave"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___RolloutHostInfo: _TypeAlias = RolloutHostInfo  # noqa: Y015
+
+@_typing.final
+class ListRolloutsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_number", b"_number", "number", b"number"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_number", b"_number", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__number: _TypeAlias = _typing.Literal["number"]  # noqa: Y015
+    _WhichOneofArgType__number: _TypeAlias = _typing.Literal["_number", b"_number"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__number) -> _WhichOneofReturnType__number | None: ...
+
+Global___ListRolloutsRequest: _TypeAlias = ListRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class ListRolloutsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutInfo]: ...
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___RolloutInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRolloutsReply: _TypeAlias = ListRolloutsReply  # noqa: Y015
+
+@_typing.final
+class ChangeRolloutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """absent = the newest that the action fits"""
+    action: Global___RolloutAction.ValueType
+    def __init__(
+        self,
+        *,
+        number: _builtins.int | None = ...,
+        action: Global___RolloutAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_number", b"_number", "number", b"number"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_number", b"_number", "action", b"action", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__number: _TypeAlias = _typing.Literal["number"]  # noqa: Y015
+    _WhichOneofArgType__number: _TypeAlias = _typing.Literal["_number", b"_number"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__number) -> _WhichOneofReturnType__number | None: ...
+
+Global___ChangeRolloutRequest: _TypeAlias = ChangeRolloutRequest  # noqa: Y015
 
 @_typing.final
 class HostServices(_message.Message):

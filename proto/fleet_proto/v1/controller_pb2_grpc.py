@@ -72,6 +72,16 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.DeployRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
                 _registered_method=True)
+        self.ListRollouts = channel.unary_unary(
+                '/fleet.v1.Controller/ListRollouts',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsReply.FromString,
+                _registered_method=True)
+        self.ChangeRollout = channel.unary_stream(
+                '/fleet.v1.Controller/ChangeRollout',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
         self.ListServices = channel.unary_stream(
                 '/fleet.v1.Controller/ListServices',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListServicesQuery.SerializeToString,
@@ -198,6 +208,19 @@ class ControllerServicer:
 
     def Deploy(self, request, context):
         """runs a plan; cancelling the call detaches, it does not undo
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRollouts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRollout(self, request, context):
+        """joined as a deploy is
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -344,6 +367,16 @@ def add_ControllerServicer_to_server(servicer, server):
             'Deploy': grpc.unary_stream_rpc_method_handler(
                     servicer.Deploy,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.DeployRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'ListRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRollouts,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsReply.SerializeToString,
+            ),
+            'ChangeRollout': grpc.unary_stream_rpc_method_handler(
+                    servicer.ChangeRollout,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
             ),
             'ListServices': grpc.unary_stream_rpc_method_handler(
@@ -617,6 +650,60 @@ class Controller:
             target,
             '/fleet.v1.Controller/Deploy',
             fleet__proto_dot_v1_dot_controller__pb2.DeployRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/ListRollouts',
+            fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.ListRolloutsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/ChangeRollout',
+            fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
             options,
             channel_credentials,

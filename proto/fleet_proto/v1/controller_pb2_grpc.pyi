@@ -45,6 +45,9 @@ class ControllerStub:
     """gathers facts, changes nothing"""
     Deploy: _grpc.UnaryStreamMultiCallable[_controller_pb2.DeployRequest, _controller_pb2.HostEvent]
     """runs a plan; cancelling the call detaches, it does not undo"""
+    ListRollouts: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListRolloutsRequest, _controller_pb2.ListRolloutsReply]
+    ChangeRollout: _grpc.UnaryStreamMultiCallable[_controller_pb2.ChangeRolloutRequest, _controller_pb2.HostEvent]
+    """joined as a deploy is"""
     ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]
     StopServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
@@ -87,6 +90,9 @@ class ControllerAsyncStub(ControllerStub):
     """gathers facts, changes nothing"""
     Deploy: _aio.UnaryStreamMultiCallable[_controller_pb2.DeployRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """runs a plan; cancelling the call detaches, it does not undo"""
+    ListRollouts: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListRolloutsRequest, _controller_pb2.ListRolloutsReply]  # type: ignore[assignment]
+    ChangeRollout: _aio.UnaryStreamMultiCallable[_controller_pb2.ChangeRolloutRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    """joined as a deploy is"""
     ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]  # type: ignore[assignment]
     StopServices: _aio.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
@@ -168,6 +174,21 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
         """runs a plan; cancelling the call detaches, it does not undo"""
+
+    @_abc_1.abstractmethod
+    def ListRollouts(
+        self,
+        request: _controller_pb2.ListRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ListRolloutsReply, _abc.Awaitable[_controller_pb2.ListRolloutsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeRollout(
+        self,
+        request: _controller_pb2.ChangeRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
+        """joined as a deploy is"""
 
     @_abc_1.abstractmethod
     def ListServices(
