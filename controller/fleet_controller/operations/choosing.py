@@ -12,6 +12,7 @@ from fleet_controller.choosing.models import compare_models
 from fleet_controller.choosing.options import Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
 from fleet_controller.domain.base import Problem
+from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState
