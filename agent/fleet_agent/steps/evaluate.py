@@ -15,6 +15,7 @@ import gzip
 import json
 import re
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from fleet_agent.steps.run_tool import check_secrets
 PROGRAMS = {"ask": "ask.py", "lm_eval": "lm_eval_run.py"}
 MOST_REPEATS = 10
 STDERR_LINES = 2000
+# A label that changes with every answer would be a line each in a log.
+SCORE_INTERVAL_SECONDS = 10.0
 FOLDER = "evaluations"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _PLACEHOLDER = re.compile(r"\{(folder|base_url|port|part)\}")
@@ -105,6 +108,7 @@ class _Evaluation:
         self._values = {"folder": str(folder), "part": str(folder / f"{step.produces}.part")}
         self._stderr: list[str] = []
         self._failed: Mapping[str, str] = {}
+        self._score, self._scored_seconds = "", time.monotonic()
 
     async def run(self) -> dict[str, Any]:
         step, started = self._step, now_unix_ms()
@@ -214,11 +218,12 @@ class _Evaluation:
             self._failed = said["failed"]
         elif "progress" in said:
             now = said["progress"]
-            done, correct = int(now["done"]), int(now["correct"])
-            label = f"{100 * correct / done:.1f} % right so far" if done else ""
-            if now["cut_off"]:
-                label += f", {now['cut_off']} cut off"
-            self._context.progress(done, int(now["total"]), "questions", label)
+            done, total = int(now["done"]), int(now["total"])
+            if done == total or time.monotonic() - self._scored_seconds >= SCORE_INTERVAL_SECONDS:
+                self._scored_seconds = time.monotonic()
+                self._score = f"{100 * int(now['correct']) / done:.1f} % right so far"
+                self._score += f", {now['cut_off']} cut off" if now["cut_off"] else ""
+            self._context.progress(done, total, "questions", self._score)
 
     def _filled(self, word: str) -> str:
         return _PLACEHOLDER.sub(lambda found: self._values.get(found[1], found[0]), word)

@@ -49,7 +49,7 @@ def remarks(row: dict[str, Any]) -> list[str]:
 
 
 def _figure(row: dict[str, Any], name: str) -> str:
-    return f"{100 * row[name]:.1f}" if row["metric"] == "mmlu_pro" else f"{row[name]:.4f}"
+    return f"{100 * row[name]:.1f}" if row["metric"] == "mmlu_pro" else f"{row[name]:.5g}"
 
 
 def _subject_cells(subject: dict[str, Any]) -> tuple[str, ...]:

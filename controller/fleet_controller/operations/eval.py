@@ -243,7 +243,7 @@ def _name(cell: PlannedEval) -> str:
 
 def _text(row: QualityRow) -> str:
     if row.metric != "mmlu_pro":
-        return f"{TITLES[row.metric]} {row.score:.4f} ({row.low:.4f} to {row.high:.4f})"
+        return f"{TITLES[row.metric]} {row.score:.5g} ({row.low:.5g} to {row.high:.5g})"
     said = f"{100 * row.score:.1f} % ({100 * row.low:.1f} to {100 * row.high:.1f}) of {row.n} questions"
     return f"{said}, {row.cut_off} cut off" if row.cut_off else said
 

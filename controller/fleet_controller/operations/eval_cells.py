@@ -113,8 +113,13 @@ def _own_server(
         remedy = "--pause-services stops it and brings it back, or: fleet stop"
         problem = Problem(code="busy", message=f"busy: our own {', '.join(paused)} runs there", remedy=remedy)
         raise CellStopped(CellAction.REFUSE, problem)
-    judged = _judged(spec, resolved.name, spec.model, plan.backend_version, model_path(spec))
-    judged = judged.model_copy(update={"base_url": "{base_url}", "server": server_of(spec)})
+    version = engine_version(case.facts, spec.tool.install_key, plan.backend_version)
+    judged = _judged(spec, resolved.name, spec.model, version, model_path(spec))
+    of_job = environment_of(case.host)
+    server = server_of(spec)
+    beyond = tuple(variable for variable in server.environment if variable not in of_job)
+    server = server.model_copy(update={"environment": beyond})
+    judged = judged.model_copy(update={"base_url": "{base_url}", "server": server})
     shown = _shown(case, judged, protocol).model_copy(
         update={
             "server": "for this evaluation only",
@@ -165,15 +170,18 @@ def artifact_path(case: Case, resolved: ResolvedModel, artifact: ModelArtifact, 
     return BACKENDS[backend].model_path(single.artifacts[0], case.facts.layout.hf_home)
 
 
-def identity_of(spec: ServiceSpec, version: str) -> str:
-    """A hash of all that changes a server's answers and is known before: engine, file, and how it was started."""
+def identity_of(spec: ServiceSpec) -> str:
+    """A hash of all that changes a server's answers and is known before: engine, file, and how it was started.
+
+    The engine is its install: adopted binaries tell their version only once they have run.
+    """
     kept, skip = [], False
     for word in spec.arguments:
         if not skip and word not in _OF_THE_PLACE:
             kept.append(word)
         skip = not skip and word in _OF_THE_PLACE
     environment = [(variable.name, variable.value) for variable in spec.environment]
-    text = json.dumps([spec.backend, version, spec.tool.install_key, kept, environment, spec.model, spec.quantization])
+    text = json.dumps([spec.backend, spec.tool.install_key, kept, environment, spec.model, spec.quantization])
     return hashlib.sha256(text.encode()).hexdigest()[:IDENTITY_HEX_DIGITS]
 
 
@@ -185,7 +193,7 @@ def _judged(spec: ServiceSpec, model: str, repository: str, version: str, path: 
         backend=spec.backend,
         backend_version=version,
         install_key=spec.tool.install_key,
-        identity=identity_of(spec, version),
+        identity=identity_of(spec),
         path=path,
         gpu_indices=spec.gpu_indices,
         served_model_name=spec.served_model_name or spec.name,

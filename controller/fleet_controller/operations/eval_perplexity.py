@@ -10,7 +10,14 @@ from fleet_controller.domain.plan import HostPlan
 from fleet_controller.domain.resolved import GGUF, ModelArtifact, ResolvedModel
 from fleet_controller.domain.steps import AdoptEngineStep, EvaluateFile, EvaluateStep, JobSpec, Step, ToolRef
 from fleet_controller.evaluating import perplexity
-from fleet_controller.operations.bench_case import Case, CellStopped, action_of, in_the_way, problem_of_cell
+from fleet_controller.operations.bench_case import (
+    Case,
+    CellStopped,
+    action_of,
+    engine_version,
+    in_the_way,
+    problem_of_cell,
+)
 from fleet_controller.operations.eval_cells import artifact_path, identity_of, planned_server, stopped
 from fleet_controller.operations.eval_data import Corpus, environment_of
 from fleet_controller.operations.eval_files import packed
@@ -103,15 +110,16 @@ def _candidate(case: Case, request: EvalRequest, model: ResolvedModel, artifact:
     spec = plan.service
     assert spec is not None
     tool, more = _tool(request, steps, spec.tool.install_key)
+    path = artifact_path(case, model, artifact, BACKEND)
     judged = Judged(
         model=model.name,
         repository=artifact.repository,
         quantization=artifact.quantization,
         backend=BACKEND,
-        backend_version=plan.backend_version,
+        backend_version=engine_version(case.facts, spec.tool.install_key, plan.backend_version),
         install_key=spec.tool.install_key,
-        identity=identity_of(spec.model_copy(update={"arguments": (), "environment": ()}), plan.backend_version),
-        path=artifact_path(case, model, artifact, BACKEND),
+        identity=identity_of(spec.model_copy(update={"arguments": (path,), "environment": ()})),
+        path=path,
         gpu_indices=spec.gpu_indices,
     )
     return _Candidate(judged, plan, (*steps, *more), disk_bytes, tool)
