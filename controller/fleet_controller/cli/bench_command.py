@@ -91,8 +91,9 @@ async def _bench(options: BenchOptions) -> None:
             print_bench_plan(plan, options.dry_run, stream)
         to_run = [cell for cell in plan.cells if cell.action == controller_pb2.CELL_ACTION_RUN]
         finished: list[controller_pb2.HostEvent] = []
-        if to_run and not options.dry_run:
-            if not confirm(_question(to_run), options.yes):
+        # A decision is told where nothing is left to run, too.
+        if (to_run or options.to_decide) and not options.dry_run:
+            if to_run and not confirm(_question(to_run), options.yes):
                 raise typer.Exit(0)
             events = controller.Bench(controller_pb2.RunBenchRequest(plan_id=plan.plan_id))
             finished = await follow_events(events, quiet=options.as_json)
@@ -204,7 +205,8 @@ def print_decision(event: Any) -> None:
     print(f"\n{event.host}: {decision['text']}")
     for line in decision["explanation"]:
         print(f"  {line}")
-    print(f"  ran: {', '.join(decision['ran']) or 'nothing'}")
+    ran = [f"{item['name']} ({item['runs']} run{'s' if item['runs'] > 1 else ''})" for item in decision["ran"]]
+    print(f"  ran: {', '.join(ran) or 'nothing'}")
     for item in decision["not_run"]:
         why = f": {item['better']} is better" if item["better"] else ""
         print(f"  not run: {item['name']}{why}, about {duration(item['seconds'])}")

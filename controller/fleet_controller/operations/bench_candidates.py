@@ -5,13 +5,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet_controller.benchmarking.cells import PlannedCell
+from fleet_controller.benchmarking.estimate import INSTALL_SECONDS
 from fleet_controller.choosing.decision import Decision, decide
-from fleet_controller.choosing.elimination import Candidate, Eliminated, could_win, eliminated
+from fleet_controller.choosing.elimination import Candidate, Eliminated, Run, Stop, could_win, eliminated, next_run
 from fleet_controller.choosing.options import Certainty, Goal, Option
 from fleet_controller.choosing.ties import ties_of
 from fleet_controller.choosing.work import Cell, Phase
 from fleet_controller.domain.benches import BenchRequest, CellAction
-from fleet_controller.operations.bench_figures import option_of, speed_cells
+from fleet_controller.operations.bench_cell import builds
+from fleet_controller.operations.bench_figures import known_of, speed_cells
 from fleet_controller.operations.choosing_knowledge import Knowledge
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
@@ -58,15 +60,14 @@ def contest(context: FleetContext, cells: Iterable[PlannedCell], goal: Goal, bro
     """Where the decision stands. `broken` are names of cells that could not be measured: they cost no more runs."""
     knowledge = knowledge_of(context)
     named = by_name(cells)
-    found = {name: option_of(cell, knowledge, context.database) for name, cell in named.items()}
+    found = {name: known_of(cell, knowledge, context.database) for name, cell in named.items()}
     options = {
-        name: option.model_copy(update={"repository": _repository(name, option)}) for name, (option, _) in found.items()
+        name: known.option.model_copy(update={"repository": _repository(name, known.option)})
+        for name, known in found.items()
     }
     candidates = {
-        name: candidate_of(
-            name, options[name], goal, found[name][1], None if name in broken else named[name].run_seconds
-        )
-        for name in named
+        name: candidate_of(name, options[name], goal, known.runs, None if name in broken else known.run_seconds)
+        for name, known in found.items()
     }
     phase = _PHASE_OF_GOAL.get(goal)
     predicted = {
@@ -107,6 +108,19 @@ def candidate_of(name: str, option: Option, goal: Goal, runs: int, run_seconds: 
     )
 
 
+def saved_seconds(needless: Sequence[PlannedCell], ran: Sequence[PlannedCell]) -> float:
+    """What runs would have taken that were not made, by the plan's estimates; an engine is installed once."""
+    installed = {cell.identity.install_key for cell in ran if cell.identity is not None}
+    total = 0.0
+    for cell in needless:
+        assert cell.identity is not None
+        total += cell.run_seconds
+        if builds(cell.steps):
+            total -= INSTALL_SECONDS if cell.identity.install_key in installed else 0.0
+            installed.add(cell.identity.install_key)
+    return total
+
+
 def _pairs(
     options: Mapping[str, Option], cells: Mapping[str, Cell], goal: Goal, knowledge: Knowledge
 ) -> Iterable[tuple[str, str]]:
@@ -123,25 +137,47 @@ def with_reasons(context: FleetContext, request: BenchRequest, cells: Sequence[P
     goal = goal_of(request)
     shown: dict[str, PlannedCell] = {}
     for host in dict.fromkeys(cell.shown.host for cell in cells):
-        mine = [cell for cell in cells if cell.shown.host == host]
-        if any(cell.shown.action is CellAction.RUN for cell in mine):
-            standing = contest(context, mine, goal)
-            shown |= {cell.shown.cell_id: _explained(name, cell, standing) for name, cell in standing.cells.items()}
+        standing = contest(context, [cell for cell in cells if cell.shown.host == host], goal)
+        step = next_run(standing.candidates.values(), standing.faster)
+        for name, cell in standing.cells.items():
+            reason = _needless(name, standing, step) or _may_run(name, standing)
+            shown[cell.shown.cell_id] = _as_planned(cell, standing.candidates[name], *reason)
     return [shown.get(cell.shown.cell_id, cell) if cell.identity is not None else cell for cell in cells]
 
 
-def _explained(name: str, cell: PlannedCell, standing: Contest) -> PlannedCell:
-    by = {item.name: item.by for item in standing.out}
+def _needless(name: str, standing: Contest, step: Run | Stop) -> tuple[CellAction, str] | None:
+    """Why a cell will not run whatever is measured; None where it may."""
     candidate = standing.candidates[name]
-    if name in by:
-        better = standing.candidates[by[name]]
+    better = next((standing.candidates[item.by] for item in standing.out if item.name == name), None)
+    if better is not None:
         reason = f"cannot win: {candidate.high:.4g} at most, and {better.name} has {better.low:.4g} at least"
-        if (better.name, name) in standing.faster and better.low <= candidate.high:
+        if better.low <= candidate.high:
             reason = f"cannot win: {better.name} is faster for sure"
-        update = {"action": CellAction.SKIP, "runs": 0, "estimated_seconds": 0.0, "reason": reason, "download_bytes": 0}
-        return cell.model_copy(update={"shown": cell.shown.model_copy(update=update)})
-    if cell.shown.action is not CellAction.RUN:
-        return cell
-    left = [one for one in standing.candidates.values() if one.name not in by]
-    reason = f"may run: {could_win(candidate, left)}"
-    return cell.model_copy(update={"shown": cell.shown.model_copy(update={"reason": reason})})
+        return CellAction.SKIP, reason
+    if isinstance(step, Stop):
+        return CellAction.SKIP, f"decided: {step.text}"
+    if candidate.cost_seconds is None:
+        return CellAction.SKIP, f"measured {candidate.runs} times: {candidate.low:.4g} to {candidate.high:.4g}"
+    return None
+
+
+def _may_run(name: str, standing: Contest) -> tuple[CellAction, str]:
+    candidate = standing.candidates[name]
+    if candidate.runs:
+        return CellAction.RUN, f"may run once more: {candidate.low:.4g} to {candidate.high:.4g} overlaps with others"
+    out = {item.name for item in standing.out}
+    left = [one for one in standing.candidates.values() if one.name not in out]
+    return CellAction.RUN, f"may run: {could_win(candidate, left)}"
+
+
+def _as_planned(cell: PlannedCell, candidate: Candidate, action: CellAction, reason: str) -> PlannedCell:
+    runs = action is CellAction.RUN
+    update: dict[str, object] = {
+        "action": action,
+        "reason": reason,
+        "runs": int(runs),
+        "estimated_seconds": candidate.cost_seconds if runs else 0.0,
+    }
+    if not runs:
+        update |= {"download_bytes": 0, "disk_bytes": 0}
+    return cell.model_copy(update={"shown": cell.shown.model_copy(update=update)})

@@ -57,7 +57,7 @@ def planned_cell(
     ordinals = tuple(range(present + 1, last + 1))
     estimate = estimated(
         case, identity, part, weights_bytes, max(len(ordinals), 1), download_bytes,
-        any(step.python_environment or step.cmake_build for step in steps),
+        builds(steps),
     )  # fmt: skip
     extra_disk = installation.disk_bytes if installation is not subject.installation else 0
     waits = tuple(
@@ -101,6 +101,11 @@ def planned_cell(
         run_seconds=estimate.seconds / max(len(ordinals), 1),
         weights_bytes=weights_bytes,
     )
+
+
+def builds(steps: tuple[Step, ...]) -> bool:
+    """Whether an engine is made on the host, which takes minutes."""
+    return any(step.python_environment or step.cmake_build for step in steps)
 
 
 def _paused(case: Case, spec: ServiceSpec, measured: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ What was measured is in the database when the next cell is chosen, and nothing e
 after whatever died in the middle, joins what runs and goes on from there.
 """
 
+import json
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -13,11 +14,10 @@ from fleet_controller.choosing.elimination import Run, Stop, next_run
 from fleet_controller.choosing.explain import explain
 from fleet_controller.choosing.options import Goal
 from fleet_controller.domain.base import Problem
-from fleet_controller.domain.benches import CellAction
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.fanout import merged
 from fleet_controller.operations.bench import HostWork, ended, explained, measure_cell, on_host, outcome_of
-from fleet_controller.operations.bench_candidates import Contest, contest, goal_of
+from fleet_controller.operations.bench_candidates import Contest, contest, goal_of, saved_seconds
 from fleet_controller.operations.bench_kept import kept_runs
 from fleet_controller.operations.bench_plan import StoredBenchPlan, load_bench_plan
 from fleet_controller.operations.context import FleetContext
@@ -35,12 +35,7 @@ async def decide_by_bench(context: FleetContext, plan_id: str) -> AsyncGenerator
     for cell in plan.cells:
         if cell.identity is not None:
             by_host.setdefault(cell.shown.host, []).append(cell)
-    open_hosts = {
-        name: cells for name, cells in by_host.items() if any(one.shown.action is CellAction.RUN for one in cells)
-    }
-    streams = [
-        on_host(context, hosts.get(name), name, plan_id, _work(plan, cells)) for name, cells in open_hosts.items()
-    ]
+    streams = [on_host(context, hosts.get(name), name, plan_id, _work(plan, cells)) for name, cells in by_host.items()]
     async for event in merged(streams):
         yield event
 
@@ -106,12 +101,10 @@ def _rules_out(step: Run) -> str:
 
 def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[str]) -> HostEvent:
     """The end of a host with its decision: what won and why, what never ran, and the time that this saved."""
-    import json
-
     needless = {
         name: cell for name, cell in standing.cells.items() if name not in ran and not standing.candidates[name].runs
     }
-    saved = sum(cell.run_seconds for cell in needless.values())
+    saved = saved_seconds(list(needless.values()), [standing.cells[name] for name in dict.fromkeys(ran)])
     chosen = standing.decision.chosen
     by = {item.name: item.by for item in standing.out}
     decision = {
@@ -120,7 +113,7 @@ def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[
         "text": stop.text if stop is not None else "the host was lost",
         "chosen": chosen.option.name if chosen is not None else None,
         "leaders": list(stop.leaders) if stop is not None else [],
-        "ran": list(ran),
+        "ran": [{"name": name, "runs": ran.count(name)} for name in dict.fromkeys(ran)],
         "not_run": [
             {"name": name, "better": by.get(name, ""), "seconds": cell.run_seconds} for name, cell in needless.items()
         ],

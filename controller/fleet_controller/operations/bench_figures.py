@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
@@ -19,8 +20,17 @@ from fleet_controller.state import StateDatabase
 _METRICS = {Metric.PREFILL: "prefill", Metric.DECODE: "decode", Metric.ENERGY: "joules_per_token"}
 
 
-def option_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) -> tuple[Option, int]:
-    """A cell as an option with all figures that there are, and how many runs of it are kept."""
+@dataclass(frozen=True)
+class Known:
+    """A cell as an option with all figures that there are; its runs that are kept, and what one more takes."""
+
+    option: Option
+    runs: int
+    run_seconds: float
+
+
+def known_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) -> Known:
+    """From the database as it is now."""
     identity = cell.identity
     assert identity is not None
     model = knowledge.facts_of(ResolvedModel(name=identity.model))
@@ -42,7 +52,8 @@ def option_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) 
         "joules_per_token": energy_of(wanted, rows),
     }
     figures |= {name: figure for kind, name in _METRICS.items() if (figure := _pooled(own, kind)) is not None}
-    return option.model_copy(update=figures), len({row.run_id for row in own})
+    seconds = max(((row.finished_unix_ms - row.started_unix_ms) / 1000 for row in own), default=cell.run_seconds)
+    return Known(option.model_copy(update=figures), len({row.run_id for row in own}), seconds)
 
 
 def own_rows(cell: PlannedCell, database: StateDatabase) -> list[Result]:
