@@ -78,6 +78,7 @@ class Conductor:
         self._stalled: dict[str, float] = {}
         self._heard: dict[str, float] = {}
         self._best: dict[str, float] = {}
+        self._served: dict[str, dict[str, float]] = defaultdict(dict)
         self._complaints: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=8))
         self._judged_at = 0.0
 
@@ -157,6 +158,10 @@ class Conductor:
         found = slowness.rate(samples, slowness.WINDOW_SECONDS)
         if found is not None:
             self._best[name] = max(self._best.get(name, 0.0), found)
+        got = slowness.rate(samples, slowness.WINDOW_SECONDS, event.upstream)
+        if event.upstream and got is not None:
+            served = self._served[event.upstream]
+            served[name] = max(served.get(name, 0.0), got)
         if now - self._judged_at < JUDGING_SECONDS:
             return []
         self._judged_at = now
@@ -207,7 +212,7 @@ class Conductor:
         self._change(failed_sources={**self.state.failed_sources, name: event.message})
         if self.state.stuck:
             return []
-        return self._demote(name, Fault.BAD_SOURCE, f"{name} cannot go on fetching: {event.message}")
+        return self._repaired(f"{name} cannot go on fetching: {event.message}")
 
     def _gone(self, name: str, why: str) -> list[Instruction]:
         topology = self.state.topology
@@ -226,9 +231,7 @@ class Conductor:
     def _repaired(self, why: str) -> list[Instruction]:
         state = self.state
         assert state.topology is not None
-        # A head that failed at its source is not tried again while there is another host.
-        demoted = {*state.faults, *state.failed_sources}
-        after = repair.without(state.topology, state.gone, demoted, self._verified)
+        after = repair.without(state.topology, state.gone, state.faults, self._verified, state.failed_sources)
         if after is None:
             self._change(topology=None, reasons=(*state.reasons, why, "nobody is left"))
             return []
@@ -244,7 +247,7 @@ class Conductor:
         assert topology is not None
         exempt = state.tried | {name for name in topology.chain if topology.upstream(name) in state.limited_servers}
         links = {m.name: m.link_bytes_per_second for m in state.members if m.link_bytes_per_second}
-        suspect = slowness.find_suspect(topology, self._history, links, frozenset(exempt), self._best)
+        suspect = slowness.find_suspect(topology, self._history, links, frozenset(exempt), self._best, self._served)
         if suspect is None or not self._worth_a_trial(suspect):
             return []
         successor = topology.chain[topology.chain.index(suspect.name) + 1]

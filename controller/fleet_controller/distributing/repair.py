@@ -14,18 +14,22 @@ def without(
     gone: Collection[str],
     demoted: Collection[str],
     verified_bytes: Callable[[str], int],
+    unfit: Collection[str] = (),
 ) -> Topology | None:
     """The topology after `gone` have left it and `demoted` have nobody behind them any more; None where nobody is left.
 
-    Whoever stood behind such a host fetches from the next one towards the head. A head that is gone or demoted is
-    followed by the host that has most of the bytes; a demoted one is taken only where there is no other.
+    Whoever stood behind such a host fetches from the next one towards the head. A head that is gone, demoted or unfit
+    (it reaches no source) is followed by the host that has most of the bytes; a demoted one is taken only where there
+    is no other, and an unfit one last of all. What cannot get better stays as it is, so that repairs end.
     """
     left = [name for name in topology.names if name not in gone]
     if not left:
         return None
     head = topology.head
-    if head in gone or head in demoted:
-        head = _next_head(topology, left, demoted, verified_bytes)
+    better = [name for name in left if name not in unfit and name not in demoted]
+    fit = [name for name in left if name not in unfit]
+    if head in gone or (head in unfit and fit) or (head in demoted and better):
+        head = _next_head(topology, left, better, fit, verified_bytes)
     chain = tuple(name for name in topology.chain if name in left and name not in demoted and name != head)
     trunk = {head, *chain}
     kept = {
@@ -39,15 +43,10 @@ def without(
 
 
 def _next_head(
-    topology: Topology, left: list[str], demoted: Collection[str], verified_bytes: Callable[[str], int]
+    topology: Topology, left: list[str], better: list[str], fit: list[str], verified_bytes: Callable[[str], int]
 ) -> str:
     """Of the chain if it can be, then of the leaves, then the demoted; those most of the way first."""
-    groups = (
-        [name for name in left if name in topology.chain and name not in demoted],
-        [name for name in left if name in topology.leaves and name not in demoted],
-        [name for name in left if name != topology.head],
-        left,
-    )
+    groups = ([name for name in better if name in topology.chain], better, fit, left)
     candidates = next(group for group in groups if group)
     most = max(verified_bytes(name) for name in candidates)
     return next(name for name in candidates if verified_bytes(name) >= most - WORTH_A_DETOUR_BYTES)

@@ -14,6 +14,7 @@ WINDOW_SECONDS = 2.0
 # A machine that gives its relay no processor time says so; it is looked at for longer before it is called slow.
 WINDOW_OF_STARVED_SECONDS = 6.0
 STARVED_SHARE = 0.2
+UNHEARD_SECONDS = 1.0
 SLOWER_BY = 3.0
 BETTER_BY = 2.0
 # What a fast host can lack without being slow: pieces under way, and half a second of its upstream's rate.
@@ -74,11 +75,12 @@ def find_suspect(
     link_bytes_per_second: Mapping[str, float],
     exempt: frozenset[str],
     best_rate: Mapping[str, float],
+    best_served: Mapping[str, Mapping[str, float]],
 ) -> Suspect | None:
     """The host nearest to the head that holds up who is behind it, except those `exempt`; None where all is well.
 
     The last of the chain holds nobody up. link_bytes_per_second: known links; best_rate: the best that each host ever
-    reached, for an upstream that has finished.
+    reached, for an upstream that has finished; best_served: server -> who fetched from it -> the best it ever got.
     """
     for name in topology.chain[:-1]:
         server = topology.upstream(name)
@@ -88,7 +90,7 @@ def find_suspect(
         mine = _own_rate(history.get(name, ()), history.get(server, ()), server)
         if mine is None:
             continue
-        due = _due_rate(topology, name, server, history, link_bytes_per_second, best_rate)
+        due = _due_rate(topology, name, server, history, link_bytes_per_second, best_rate, best_served)
         if due is None or mine * SLOWER_BY < due:
             return Suspect(name=name, server=server, bytes_per_second=mine)
     return None
@@ -99,10 +101,15 @@ def _own_rate(samples: Sequence[Sample], server: Sequence[Sample], name: str) ->
     if not samples or not server:
         return None
     last = samples[-1]
+    if last.verified_bytes >= last.total_bytes or last.at_seconds - server[-1].at_seconds > UNHEARD_SECONDS:
+        return None  # a server that is not heard any more may be cut off: that is for its downstream to tell
     found = window(samples, WINDOW_SECONDS, name)
-    if found is None or last.verified_bytes >= last.total_bytes:
+    if found is None:
         return None
-    starved = max(last.starved_seconds, server[-1].starved_seconds)
+    recent = [
+        sample for sample in (*samples, *server) if last.at_seconds - sample.at_seconds <= WINDOW_OF_STARVED_SECONDS
+    ]
+    starved = max(sample.starved_seconds for sample in recent)
     if starved > STARVED_SHARE * WINDOW_SECONDS:
         found = window(samples, WINDOW_OF_STARVED_SECONDS, name)
         if found is None:
@@ -125,11 +132,15 @@ def _due_rate(
     history: History,
     link_bytes_per_second: Mapping[str, float],
     best_rate: Mapping[str, float],
+    best_served: Mapping[str, Mapping[str, float]],
 ) -> float | None:
     """Bytes a second that the host should get; None where nobody can say, and only a trial tells."""
     links = [link_bytes_per_second[host] for host in (name, server) if host in link_bytes_per_second]
     if server == topology.head:
-        return min(links) if len(links) == 2 else None
+        served = best_served.get(server, {})
+        if len(links) == 2:
+            return min(links)
+        return max(served.values()) if set(served) - {name} else None
     last = history[server][-1]
     now = rate(history[server], WINDOW_SECONDS)
     if last.verified_bytes >= last.total_bytes or now is None:

@@ -303,8 +303,6 @@ def test_a_full_disk_is_found_before_a_byte_is_fetched(tmp_path: Path, monkeypat
 def test_a_disk_that_fills_up_ends_the_relay_and_keeps_what_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fleet_agent.relay import store
-
     real = os.pwrite
 
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
@@ -312,7 +310,7 @@ def test_a_disk_that_fills_up_ends_the_relay_and_keeps_what_is_right(
             raise OSError(28, "No space left on device")
         return real(descriptor, data, offset)
 
-    monkeypatch.setattr(store.os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     with threads(tmp_path, 2, ONE) as lab:
         lab.start_all()
         send_chain(lab, lab.names, folder_source(tmp_path))
