@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+_LINE_BYTES = 4096
 _KERNEL_THREADS = 2  # the parent of Linux's kernel threads
 
 
@@ -105,10 +106,18 @@ def process_times() -> dict[int, ProcessTime]:
     for name in os.listdir("/proc"):  # noqa: PTH208 - once a second while something is measured: the cheapest way
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
-                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
-                    process = parse_stat(int(name), file.read(), ticks)
+                process = parse_stat(int(name), _read(f"/proc/{name}/stat"), ticks)
                 found[process.pid] = process
     return found
+
+
+def _read(path: str) -> bytes:
+    """A file of one line, without a file object around it: there is one for every process, every second."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _LINE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def parse_stat(pid: int, line: bytes, ticks_per_second: int) -> ProcessTime:

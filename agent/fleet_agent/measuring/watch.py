@@ -5,6 +5,7 @@ A look never raises: what a device does not tell is absent. What counts as a dis
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +23,8 @@ DEFAULT_INTERVAL_SECONDS = 1.0
 SLOWED_DOWN = frozenset({"hw-slowdown", "hw-thermal-slowdown", "sw-thermal-slowdown", "hw-power-brake-slowdown"})
 # One look may catch a cron job of milliseconds; two looks in a row are work.
 LOOKS_IN_A_ROW = 2
+# What looks gives way to what is measured, where both want the same core.
+NICENESS = 10
 NAMED_FOREIGN = 3
 
 
@@ -144,6 +147,13 @@ class DeviceLooker:
         return tuple(gpu for gpu in facts.gpus if gpu.index in self.watch.gpu_indices)
 
 
+def _give_way() -> None:
+    """Makes this thread, and no other, nicer. Only Linux has that."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 class Sampler:
     """Looks in a thread of its own until stop(). `cause` is set, and `on_cause` called there, at the first spoiling."""
 
@@ -163,6 +173,7 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
+        _give_way()
         interval = self._looker.watch.interval_seconds or DEFAULT_INTERVAL_SECONDS
         due = time.monotonic() + interval
         while not self._stopped.wait(max(0.0, due - time.monotonic())):

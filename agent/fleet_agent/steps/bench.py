@@ -8,7 +8,8 @@ repeated.
 Result: {"outcome": "measured" | "contaminated", "cause": of the last void run, "stdout", "stderr", "files": {"result",
 "progress"}, "started_unix_ms", "finished_unix_ms", "samples": [looks, see measuring/watch.py], "marks": [[seconds since
 the start, line]], "warmup_seconds": [...], "void_runs": [{"cause", "seconds", "samples"}], "paused_services",
-"artifacts": [{"path", "size_bytes", "sha256"}], "waited_seconds", "argv", "server_argv"}.
+"artifacts": [{"path", "size_bytes", "sha256"}], "waited_seconds", "argv", "server_argv", "runner_cpu_seconds": what
+this very process used of the CPU during the run}.
 """
 
 import asyncio
@@ -45,6 +46,8 @@ STDERR_LINES = 4000
 MOST_REPEATS = 10
 LEASE_POLL_SECONDS = 0.5
 DEFAULT_WARMUP_TOLERANCE = 0.1
+# A small model makes hundreds of lines a second; every event costs the CPU that is measured.
+SHOWN_EVERY_SECONDS = 1.0
 PLACEHOLDER = re.compile(r"\{(port|base_url|book_url|result_file|progress_file|model_file)\}")
 _COUNT = re.compile(r"(\d+)/(\d+)")
 
@@ -130,6 +133,7 @@ class _Run:
     started_unix_ms: int
     seconds: float
     sampler: Sampler
+    cpu_seconds: float
     stderr: list[str] = field(default_factory=list)
     marks: list[tuple[float, str]] = field(default_factory=list)
 
@@ -226,6 +230,7 @@ class _Measurement:
 
         sampler = Sampler(looker, end_run)
         started_unix_ms = now_unix_ms()
+        used = time.process_time()
         sampler.start()
         try:
             child = await task
@@ -239,26 +244,31 @@ class _Measurement:
         finally:
             seconds = time.monotonic() - started
             await asyncio.to_thread(sampler.stop)
-        return _Run(child, started_unix_ms, seconds, sampler, stderr, marks)
+        return _Run(child, started_unix_ms, seconds, sampler, time.process_time() - used, stderr, marks)
 
     def _listener(self, started: float, stderr: list[str], marks: list[tuple[float, str]]) -> Any:
+        shown = -SHOWN_EVERY_SECONDS
+
         def heard(stream: str, line: str) -> bool:
+            nonlocal shown
             if stream == "stderr":
                 if len(stderr) < STDERR_LINES:
                     stderr.append(line)
                 if self._step.mark and self._step.mark in line:
-                    marks.append((round(time.monotonic() - started, 4), line))
-                    count = _COUNT.search(line)
-                    total = int(count[2]) if count else None
-                    self._context.progress(
-                        int(count[1]) if count else 0,
-                        total,
-                        "tests",
-                        line.partition(": ")[2].strip()[:120] or line.strip()[:120],
-                    )
+                    seconds = time.monotonic() - started
+                    marks.append((round(seconds, 4), line))
+                    if seconds - shown >= SHOWN_EVERY_SECONDS:
+                        shown = seconds
+                        self._show(line)
+                    return True  # told as progress, and whole in the result
             return False
 
         return heard
+
+    def _show(self, mark: str) -> None:
+        count = _COUNT.search(mark)
+        label = mark.partition(": ")[2].strip() or mark.strip()
+        self._context.progress(int(count[1]) if count else 0, int(count[2]) if count else None, "tests", label[:120])
 
     async def _child(self, argv: list[object], on_line: Any) -> ChildResult:
         environment = as_mapping(self._step.environment)
@@ -296,6 +306,7 @@ class _Measurement:
             "finished_unix_ms": done.started_unix_ms + int(done.seconds * 1000),
             "samples": [look.document() for look in done.sampler.looks],
             "marks": [list(mark) for mark in done.marks],
+            "runner_cpu_seconds": round(done.cpu_seconds, 3),
             **self._common(),
         }
 
