@@ -54,7 +54,11 @@ KIND_OF_LINE = {
 
 @dataclass
 class Measured:
-    """One start: predicted and real bytes by line, and together. `real_bytes` is the device's on a GPU, else RSS."""
+    """One start: predicted and real bytes by line, and together.
+
+    `real_bytes`: on a GPU what the driver says. On the CPU what is resident, or what the server's buffers come to where
+    that is more: of the attention mask only the part is touched that belongs to the tokens there are.
+    """
 
     model: str
     context_tokens: int
@@ -233,12 +237,13 @@ def measure(server: Path, model: Path, context: int, build: str, gpu: Gpu | None
         if process.poll() is not None:
             raise SystemExit(f"{server} ended with {process.returncode}; see {log}")
         resident = resident_bytes(process.pid)
-        real = gpu.used_bytes() - before if gpu else resident
+        held = gpu.used_bytes() - before if gpu else resident
     buffers = parse_buffers(log.read_text(encoding="utf-8", errors="replace"))
     found: dict[str, int] = {}
     for buffer in buffers:
         if buffer.on_device == (gpu is not None):
             found[buffer.kind] = found.get(buffer.kind, 0) + buffer.size_bytes
+    real = max(held, sum(found.values()))
     lines = {line.what: (line.bytes, found.get(KIND_OF_LINE.get(line.what, ""), 0)) for line in fit.lines}
     known = sum(size for _, size in lines.values())
     rest = sum(size for what, (size, _) in lines.items() if what not in KIND_OF_LINE)

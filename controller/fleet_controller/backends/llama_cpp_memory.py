@@ -19,8 +19,8 @@ CPU_RESERVE_SHARE = 0.02
 MICRO_BATCH_TOKENS = 512
 # Cells come in multiples (llama-context.cpp).
 PADDING_TOKENS = 256
-# The program and its libraries, resident without a model: 17 to 20 MiB of a build for the CPU (docs/memory_fit.md).
-PROCESS_BYTES = 20 * 1024**2
+# The program and its libraries, resident without a model, of a build for the CPU (docs/memory_fit.md).
+PROCESS_BYTES = 18 * 1024**2
 # Driver context, kernels, cuBLAS and scratch of one process on one device.
 CUDA_CONTEXT_BYTES = 512 * 1024**2
 # Rows of logits were one for every token of a batch until outputs were limited to the slots' in June 2026 (ggml-org/

@@ -6,7 +6,7 @@ from fleet_controller.domain.plan import FitLine
 WEIGHTS, RESERVE = "weights", "reserve"
 KV_CACHE, WINDOW_CACHE, RECURRENT_STATE = "KV cache", "window cache", "recurrent state"
 COMPUTE, CONTEXT, PROCESS = "compute buffers", "CUDA context", "process"
-DRAFT = "draft head"
+DRAFT, CHECKPOINTS = "draft head", "state checkpoints"
 CORRECTION = "correction"
 TAKEN_BEFOREHAND = "taken beforehand"
 CACHES = (KV_CACHE, WINDOW_CACHE, RECURRENT_STATE)

@@ -7,10 +7,11 @@ src/llama-memory-recurrent.cpp (caches), src/llama-context.cpp (padding, reservi
 from fleet_controller.backends.base import MemoryUse
 from fleet_controller.domain.plan import FitLine
 from fleet_controller.domain.resolved import ModelArtifact
-from fleet_controller.domain.shape import ModelShape
+from fleet_controller.domain.shape import F32_BYTES, ModelShape
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.weights import WeightParts
 from fleet_controller.planning.fitting.lines import (
+    CHECKPOINTS,
     COMPUTE,
     CONTEXT,
     DRAFT,
@@ -30,6 +31,14 @@ PADDING_TOKENS = 256
 PIPELINE_COPIES = 4
 
 
+# What a vocabulary takes beside its tensor, for each token: its text, its number, and the way from one to the other.
+# Resident memory with 4,096, 62,080 and 248,320 tokens (docs/memory_fit.md).
+VOCABULARY_BYTES_PER_TOKEN = 184
+# Copies of a sequence's state that a server keeps from its first prompt on: at its start and near its end. It keeps
+# more as a conversation grows (--ctx-checkpoints, 32 a slot, 8,192 tokens apart).
+FIRST_CHECKPOINTS = 2
+
+
 def padded(tokens: int) -> int:
     return -(-tokens // PADDING_TOKENS) * PADDING_TOKENS
 
@@ -43,12 +52,11 @@ def llama_cpp_sum(artifact: ModelArtifact, shape: ModelShape | None, use: Memory
             device += _draft_lines(artifact.parts, shape, use)
         compute, beside = _compute_lines(shape, use, devices)
         device, host = device + compute, host + beside
-    if use.on_gpu and use.context_bytes_per_device:
+    if use.on_gpu and use.discrete and use.context_bytes_per_device:
         text = f"{devices} x {use.context_bytes_per_device >> 20} MiB: driver, kernels, cuBLAS, CUDA graphs, scratch"
         device.append(FitLine(what=CONTEXT, bytes=devices * use.context_bytes_per_device, arithmetic=text))
-    if artifact.parts is not None and use.process_bytes:
-        process = FitLine(what=PROCESS, bytes=use.process_bytes, arithmetic="the program itself")
-        (host if use.on_gpu else device).append(process)
+    if artifact.parts is not None and shape is not None:
+        (host if use.on_gpu and use.discrete else device).extend(_own_lines(shape, use))
     return Sum(device=tuple(device), host=tuple(host))
 
 
@@ -104,6 +112,20 @@ def _cache_lines(shape: ModelShape, use: MemoryUse) -> list[FitLine]:
         arithmetic = f"{shape.recurrent_layers} layers x {values} x 4 B x {use.sequences} slots{again}"
         size = shape.recurrent_bytes_per_sequence() * kept
         lines.append(FitLine(what=RECURRENT_STATE, bytes=size, arithmetic=arithmetic))
+    return lines
+
+
+def _own_lines(shape: ModelShape, use: MemoryUse) -> list[FitLine]:
+    """What lies in the host's memory whatever computes: the program, the vocabulary, logits, and states kept aside."""
+    vocabulary = shape.vocabulary * VOCABULARY_BYTES_PER_TOKEN
+    logits = use.sequences * shape.vocabulary * F32_BYTES
+    text = f"the program, a vocabulary of {shape.vocabulary} tokens, logits of {use.sequences} slots"
+    lines = [FitLine(what=PROCESS, bytes=use.process_bytes + vocabulary + logits, arithmetic=text)]
+    if shape.recurrent_layers or shape.window_layers:
+        window = shape.window_bytes_of(shape.window_tokens, use.bytes_per_cached_value)
+        state = shape.recurrent_bytes_per_sequence() + window
+        text = f"{FIRST_CHECKPOINTS} x {gibibytes(state)}; a long conversation has more of them (--ctx-checkpoints)"
+        lines.append(FitLine(what=CHECKPOINTS, bytes=FIRST_CHECKPOINTS * state, arithmetic=text))
     return lines
 
 
