@@ -12,10 +12,10 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
-from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.resolving import catalog, resolve_everything_for
 from fleet_controller.planning.candidates import Choice, on_request_only
 from fleet_controller.planning.considering import Candidate, Decider
+from fleet_controller.state import StateDatabase
 from fleet_inventory.hosts import Host
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ Found = ResolvedModel | BaseException
 class _KnownDecider:
     """Decides by what is known; one for all hosts of a plan, so that everything is read once."""
 
-    def __init__(self, context: FleetContext) -> None:
-        self._context = context
+    def __init__(self, database: StateDatabase) -> None:
+        self._database = database
 
     @cached_property
     def _knowledge(self) -> "Knowledge":
         from fleet_controller.operations.choosing_knowledge import Knowledge
 
-        return Knowledge(self._context.database, catalog())
+        return Knowledge(self._database, catalog())
 
     def __call__(
         self, host: Host, facts: HostFacts, resolved: ResolvedModel, candidates: tuple[Candidate, ...]
@@ -52,9 +52,9 @@ class _KnownDecider:
         return found.choice.model_copy(update={"because": summary(decision)})
 
 
-def decider_for(context: FleetContext, request: DeployRequest) -> Decider | None:
+def decider_for(database: StateDatabase, request: DeployRequest) -> Decider | None:
     """None where the user named all that there is to decide."""
-    return None if request.backend and request.quantization else _KnownDecider(context)
+    return None if request.backend and request.quantization else _KnownDecider(database)
 
 
 async def with_installed_backends(
@@ -70,24 +70,25 @@ async def with_installed_backends(
     hubs = [
         (host.environment.get("HF_ENDPOINT", ""), host.hub_token or "")
         for host, state in zip(hosts, states, strict=True)
-        if not isinstance(state, Problem) and _has_more(state.facts)
+        if not isinstance(state, Problem) and has_more(state.facts)
     ]
     asked = [hub for hub in dict.fromkeys(hubs) if isinstance(models.get(hub), ResolvedModel)]
     answers = await asyncio.gather(*(resolve_everything_for(request, *hub) for hub in asked), return_exceptions=True)
     for hub, answer in zip(asked, answers, strict=True):
         known = found[hub]
         if isinstance(answer, ResolvedModel) and isinstance(known, ResolvedModel):
-            found[hub] = _joined(known, answer)
+            found[hub] = joined(known, answer)
     return found
 
 
-def _has_more(facts: HostFacts) -> bool:
+def has_more(facts: HostFacts) -> bool:
+    """Whether a backend is installed that a deploy takes on request only elsewhere."""
     return any(engine.managed and on_request_only(engine.backend, facts) for engine in facts.engines) or any(
         tool.name == "lms" for tool in facts.tools
     )
 
 
-def _joined(known: ResolvedModel, more: ResolvedModel) -> ResolvedModel:
+def joined(known: ResolvedModel, more: ResolvedModel) -> ResolvedModel:
     """What a deploy knows anyway first and unchanged; of the rest what can be deployed: files, or LM Studio's entry."""
     have = {(item.format, item.repository, item.quantization) for item in known.artifacts}
     added = tuple(

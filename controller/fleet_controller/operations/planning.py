@@ -73,7 +73,7 @@ async def plan_deploy(context: FleetContext, request: DeployRequest) -> StoredPl
     _raise_where_nothing_resolves(models)
     request = await with_installer(request, [state.facts for state in states if isinstance(state, HostState)])
     models = await with_installed_backends(request, hosts, states, models)
-    decider = decider_for(context, request)
+    decider = decider_for(context.database, request)
 
     def plan_all() -> list[PlannedHost]:
         pairs = zip(hosts, states, strict=True)
