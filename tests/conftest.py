@@ -18,6 +18,10 @@ _skipped: dict[str, str] = {}
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Container images tend to switch bytecode off: each of the hundreds of commands here would compile all modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 
 def llama_cpp_binaries() -> Path | None:
     """The folder with the real llama.cpp binaries: FLEET_LLAMA_CPP_BIN, else the newest in CI's cache."""
