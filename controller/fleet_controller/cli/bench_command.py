@@ -209,6 +209,7 @@ def print_decision(event: Any) -> None:
     print(f"  ran: {', '.join(ran) or 'nothing'}")
     for item in decision["not_run"]:
         why = f": {item['better']} is better" if item["better"] else ""
+        why = f": held back, {item['held_back']}" if item["held_back"] else why
         print(f"  not run: {item['name']}{why}, about {duration(item['seconds'])}")
     if decision["not_run"]:
         print(f"  saved: about {duration(decision['saved_seconds'])} by the plan's estimate")

@@ -27,7 +27,10 @@ _PHASE_OF_GOAL = {Goal.DECODE: Phase.DECODE, Goal.PREFILL: Phase.PREFILL}
 
 @dataclass(frozen=True)
 class Contest:
-    """The cells of one host by their names, as options and as candidates, at one moment."""
+    """The cells of one host by their names, as options and as candidates, at one moment.
+
+    `held` are no candidates: why others go before them however fast they are.
+    """
 
     goal: Goal
     cells: Mapping[str, PlannedCell]
@@ -35,6 +38,7 @@ class Contest:
     candidates: Mapping[str, Candidate]
     faster: frozenset[tuple[str, str]]
     decision: Decision
+    held: Mapping[str, str]
 
     @property
     def out(self) -> tuple[Eliminated, ...]:
@@ -56,8 +60,11 @@ def knowledge_of(context: FleetContext) -> Knowledge:
     return Knowledge(context.database, load_catalog((context.settings.hosts_file.parent / "models",)))
 
 
-def contest(context: FleetContext, cells: Iterable[PlannedCell], goal: Goal, broken: Collection[str] = ()) -> Contest:
+def contest(
+    context: FleetContext, cells: Iterable[PlannedCell], request: BenchRequest, broken: Collection[str] = ()
+) -> Contest:
     """Where the decision stands. `broken` are names of cells that could not be measured: they cost no more runs."""
+    goal = goal_of(request)
     knowledge = knowledge_of(context)
     named = by_name(cells)
     found = {name: known_of(cell, knowledge, context.database) for name, cell in named.items()}
@@ -65,9 +72,16 @@ def contest(context: FleetContext, cells: Iterable[PlannedCell], goal: Goal, bro
         name: known.option.model_copy(update={"repository": _repository(name, known.option)})
         for name, known in found.items()
     }
+    held = {name: option.held_back for name, option in options.items() if option.held_back}
+    if request.quantization or len(held) == len(
+        options
+    ):  # who names them wants to know, and of equals none goes behind
+        held = {}
+        options = {name: option.model_copy(update={"held_back": ""}) for name, option in options.items()}
     candidates = {
         name: candidate_of(name, options[name], goal, known.runs, None if name in broken else known.run_seconds)
         for name, known in found.items()
+        if name not in held
     }
     phase = _PHASE_OF_GOAL.get(goal)
     predicted = {
@@ -78,7 +92,7 @@ def contest(context: FleetContext, cells: Iterable[PlannedCell], goal: Goal, bro
     }
     tie = ties_of(knowledge.speed, predicted, goal)
     faster = frozenset(_pairs(options, predicted, goal, knowledge))
-    return Contest(goal, named, options, candidates, faster, decide(options.values(), goal, None, tie))
+    return Contest(goal, named, options, candidates, faster, decide(options.values(), goal, None, tie), held)
 
 
 def _repository(name: str, option: Option) -> str:
@@ -134,19 +148,20 @@ def _pairs(
 
 def with_reasons(context: FleetContext, request: BenchRequest, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     """The plan of a decision: which cells may run and why each could win, and which never will."""
-    goal = goal_of(request)
     shown: dict[str, PlannedCell] = {}
     for host in dict.fromkeys(cell.shown.host for cell in cells):
-        standing = contest(context, [cell for cell in cells if cell.shown.host == host], goal)
+        standing = contest(context, [cell for cell in cells if cell.shown.host == host], request)
         step = next_run(standing.candidates.values(), standing.faster)
         for name, cell in standing.cells.items():
-            reason = _needless(name, standing, step) or _may_run(name, standing)
-            shown[cell.shown.cell_id] = _as_planned(cell, standing.candidates[name], *reason)
+            action, reason = _needless(name, standing, step) or _may_run(name, standing)
+            shown[cell.shown.cell_id] = _as_planned(cell, standing.candidates.get(name), action, reason)
     return [shown.get(cell.shown.cell_id, cell) if cell.identity is not None else cell for cell in cells]
 
 
 def _needless(name: str, standing: Contest, step: Run | Stop) -> tuple[CellAction, str] | None:
     """Why a cell will not run whatever is measured; None where it may."""
+    if name in standing.held:
+        return CellAction.SKIP, f"held back: {standing.held[name]}; --quant measures it all the same"
     candidate = standing.candidates[name]
     better = next((standing.candidates[item.by] for item in standing.out if item.name == name), None)
     if better is not None:
@@ -170,13 +185,13 @@ def _may_run(name: str, standing: Contest) -> tuple[CellAction, str]:
     return CellAction.RUN, f"may run: {could_win(candidate, left)}"
 
 
-def _as_planned(cell: PlannedCell, candidate: Candidate, action: CellAction, reason: str) -> PlannedCell:
-    runs = action is CellAction.RUN
+def _as_planned(cell: PlannedCell, candidate: Candidate | None, action: CellAction, reason: str) -> PlannedCell:
+    runs = action is CellAction.RUN and candidate is not None
     update: dict[str, object] = {
         "action": action,
         "reason": reason,
         "runs": int(runs),
-        "estimated_seconds": candidate.cost_seconds if runs else 0.0,
+        "estimated_seconds": candidate.cost_seconds if runs and candidate is not None else 0.0,
     }
     if not runs:
         update |= {"download_bytes": 0, "disk_bytes": 0}

@@ -12,12 +12,12 @@ from typing import Any
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.choosing.elimination import Run, Stop, next_run
 from fleet_controller.choosing.explain import explain
-from fleet_controller.choosing.options import Goal
 from fleet_controller.domain.base import Problem
+from fleet_controller.domain.benches import BenchRequest
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.fanout import merged
 from fleet_controller.operations.bench import HostWork, ended, explained, measure_cell, on_host, outcome_of
-from fleet_controller.operations.bench_candidates import Contest, contest, goal_of, saved_seconds
+from fleet_controller.operations.bench_candidates import Contest, contest, saved_seconds
 from fleet_controller.operations.bench_kept import kept_runs
 from fleet_controller.operations.bench_plan import StoredBenchPlan, load_bench_plan
 from fleet_controller.operations.context import FleetContext
@@ -41,21 +41,18 @@ async def decide_by_bench(context: FleetContext, plan_id: str) -> AsyncGenerator
 
 
 def _work(plan: StoredBenchPlan, cells: Sequence[PlannedCell]) -> HostWork:
-    goal, budget = goal_of(plan.request), plan.request.budget_seconds or None
-    return lambda context, host: _Deciding(context, host, cells, goal, budget).run()
+    return lambda context, host: _Deciding(context, host, cells, plan.request).run()
 
 
 class _Deciding:
     """One host's decision under way."""
 
-    def __init__(
-        self, context: FleetContext, host: Host, cells: Sequence[PlannedCell], goal: Goal, budget: float | None
-    ) -> None:
+    def __init__(self, context: FleetContext, host: Host, cells: Sequence[PlannedCell], request: BenchRequest) -> None:
         self._context = context
         self._host = host
         self._cells = cells
-        self._goal = goal
-        self._budget = budget
+        self._request = request
+        self._budget = request.budget_seconds or None
         self._broken: dict[str, Problem] = {}
         self._outcomes: list[dict[str, Any]] = []
         self._ran: list[str] = []
@@ -64,7 +61,7 @@ class _Deciding:
         started = time.monotonic()
         lost = False
         while True:
-            standing = contest(self._context, self._cells, self._goal, self._broken)
+            standing = contest(self._context, self._cells, self._request, self._broken)
             left = None if self._budget is None else self._budget - (time.monotonic() - started)
             step = next_run(standing.candidates.values(), standing.faster, left)
             if isinstance(step, Stop) or lost:
@@ -99,11 +96,13 @@ def _rules_out(step: Run) -> str:
     return f"; it may rule out {', '.join(step.rules_out)}" if step.rules_out else ""
 
 
+def _runs_of(standing: Contest, name: str) -> int:
+    return standing.candidates[name].runs if name in standing.candidates else 0
+
+
 def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[str]) -> HostEvent:
     """The end of a host with its decision: what won and why, what never ran, and the time that this saved."""
-    needless = {
-        name: cell for name, cell in standing.cells.items() if name not in ran and not standing.candidates[name].runs
-    }
+    needless = {name: cell for name, cell in standing.cells.items() if name not in ran and not _runs_of(standing, name)}
     saved = saved_seconds(list(needless.values()), [standing.cells[name] for name in dict.fromkeys(ran)])
     chosen = standing.decision.chosen
     by = {item.name: item.by for item in standing.out}
@@ -115,7 +114,13 @@ def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[
         "leaders": list(stop.leaders) if stop is not None else [],
         "ran": [{"name": name, "runs": ran.count(name)} for name in dict.fromkeys(ran)],
         "not_run": [
-            {"name": name, "better": by.get(name, ""), "seconds": cell.run_seconds} for name, cell in needless.items()
+            {
+                "name": name,
+                "better": by.get(name, ""),
+                "held_back": standing.held.get(name, ""),
+                "seconds": cell.run_seconds,
+            }
+            for name, cell in needless.items()
         ],
         "saved_seconds": saved,
         "explanation": explain(standing.decision),

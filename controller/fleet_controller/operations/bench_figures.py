@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_controller.benchmarking.cells import PlannedCell
+from fleet_controller.choosing.bits import nominal_bits
 from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
 from fleet_controller.choosing.options import Certainty, Figure, Option
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
 from fleet_controller.domain.plan import FitVerdict
-from fleet_controller.domain.resolved import ResolvedModel
+from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, device_at
+from fleet_controller.operations.choosing_options import held_back
 from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.comparability import error_bar
 from fleet_controller.results.store import Filter, select_results
@@ -34,13 +36,18 @@ def known_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) -
     identity = cell.identity
     assert identity is not None
     model = knowledge.facts_of(ResolvedModel(name=identity.model))
-    bits = cell.weights_bytes * 8 / model.parameters if cell.weights_bytes and model.parameters else 0.0
+    weighed = cell.weights_bytes and model.parameters
+    bits = cell.weights_bytes * 8 / (model.parameters or 1) if weighed else nominal_bits(identity.quantization)
+    artifact = ModelArtifact(format="", quantization=identity.quantization, repository=identity.artifact)
+    quality = knowledge.quality_of(artifact, model.names)
     option = Option(
         backend=identity.backend,
         quantization=identity.quantization,
         version=identity.backend_version,
         fit=FitVerdict.FITS,
         bits_per_weight=bits,
+        quality=quality,
+        held_back=held_back(bits, quality),
         repository=identity.artifact if not identity.quantization else "",
     )
     own = own_rows(cell, database)

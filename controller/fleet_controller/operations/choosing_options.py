@@ -18,7 +18,7 @@ from fleet_controller.choosing.known import (
     speed_of,
     throughput_of,
 )
-from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option
+from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option, Quality
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.ties import ties_of
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
@@ -125,9 +125,6 @@ def with_figures(
     weights = weights_of(artifact)
     bits = weights * 8 / model.parameters if weights and model.parameters else nominal_bits(artifact.quantization)
     quality = knowledge.quality_of(artifact, model.names)
-    held = ""
-    if quality is None and 0 < bits < CAREFUL_BITS:
-        held = f"{bits:.1f} bits a weight, and nobody scored its answers: `fleet eval` does"
     return option.model_copy(
         update={
             "bits_per_weight": bits,
@@ -136,10 +133,17 @@ def with_figures(
             "throughput": throughput_of(wanted, rows),
             "joules_per_token": energy_of(wanted, rows),
             "quality": quality,
-            "held_back": held,
+            "held_back": held_back(bits, quality),
             "notes": tuple(_notes(candidate, wanted)),
         }
     )
+
+
+def held_back(bits_per_weight: float, quality: Quality | None) -> str:
+    """Why others go before an option although they are slower; "" = they do not."""
+    if quality is not None or not 0 < bits_per_weight < CAREFUL_BITS:
+        return ""
+    return f"{bits_per_weight:.1f} bits a weight, and nobody scored its answers: `fleet eval` does"
 
 
 def _notes(candidate: Candidate, wanted: Wanted) -> Iterable[str]:
