@@ -1,5 +1,8 @@
 """`fleet backends upgrade --golden-bench` for real: two hosts, the real llama.cpp as two versions, one of them bad."""
 
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support.fleet_cli import eventually
 from support.fleet_world import FleetWorld, fleet_world
 from support.tiny_model import make_tiny_model
 
@@ -21,6 +25,16 @@ parts:
 probe: {prompt: Say hello., max_tokens: 12}
 """
 THRESHOLD = "80%"
+# A build whose measurement begins when the test lets it: "measuring" appears in its folder, and "hold" goes.
+GATED_BENCH = """#!/bin/sh
+case " $* " in *" --progress "*)
+    : > "{folder}/measuring"
+    while [ -e "{folder}/hold" ]; do sleep 0.05; done
+    # Threads that wait for each other are a thousand times slower on a machine in use.
+    set -- "$@" --threads 1
+esac
+exec "{real}" "$@"
+"""
 SAME = '#!/bin/sh\nexec "{real}" "$@"\n'
 # A build that computes with two threads on one core: each waits for the other's time slice, a hundred times a token.
 SLOW_BENCH = """#!{python}
@@ -47,6 +61,7 @@ class Lab:
 
     def __init__(self, world: FleetWorld, real: Path) -> None:
         self.world, self.real, self.new = world, real, world.folder / "new"
+        self.threshold = THRESHOLD
 
     def build(self, version: str, **programs: str) -> None:
         """The second version: the real programs, and those that the test writes."""
@@ -60,7 +75,39 @@ class Lab:
     @property
     def upgrade(self) -> list[str]:
         return ["backends", "upgrade", "llama.cpp", "--hosts", "a,b", "--version", self.version, "--engine-path",
-                str(self.new), "--golden-bench", "--threshold", THRESHOLD, "--canary", "a", "--yes"]  # fmt: skip
+                str(self.new), "--golden-bench", "--threshold", self.threshold, "--canary", "a", "--yes"]  # fmt: skip
+
+    def build_gated(self, version: str, **programs: str) -> None:
+        """A second version whose measurement waits."""
+        folder = self.world.folder / version
+        bench = GATED_BENCH.format(folder=folder, real=self.real / "llama-bench")
+        self.build(version, llama_bench=bench, **programs)
+        (folder / "hold").touch()
+
+    def start(self) -> "subprocess.Popen[str]":
+        """The upgrade, under way in a process of its own, which is the controller, too."""
+        return subprocess.Popen(
+            self.world.command(*self.upgrade), env=self.world.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def until_measuring(self, running: "subprocess.Popen[str]") -> None:
+        """Until the new version is being measured; the mark is taken away again."""
+        mark = self.new / "measuring"
+        eventually(lambda: mark.exists() or running.poll() is not None, f"{self.version} is measured")
+        if not mark.exists():
+            pytest.fail(str(running.communicate()[1]))
+        mark.unlink()
+
+    def bench_runner(self) -> int:
+        """The runner that measures on host a."""
+        (found,) = (
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if (words := _words(path))[-2:-1] == ["run-job"] and f"{self.world.folder}/a/" in words[-1]
+            and "/bench-" in words[-1]
+        )  # fmt: skip
+        return found
 
     def versions(self) -> dict[str, str]:
         hosts = self.world.document("ps", "all")["hosts"]
@@ -69,6 +116,13 @@ class Lab:
     def measured(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.world.document("results", "list")["results"]
         return [row for row in rows if row["suite"] == "golden"]
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        return []
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +173,37 @@ def test_a_version_with_another_reply_is_refused(lab: Lab) -> None:
     assert {figure["test"] for figure in judgement["figures"]} == {"pp4", "tg2"}
     assert other["problem"]["code"] == "canary-failed"
     assert lab.versions() == {"a": "b1", "b": "b1"}
+
+
+def test_a_bad_version_goes_back_though_the_command_was_killed_while_it_was_measured(lab: Lab) -> None:
+    script = OTHER_MODEL.format(real=lab.real / "llama-server", name=MODEL, other=lab.world.folder / "other.gguf")
+    lab.build_gated("b5", llama_server=script)
+    running = lab.start()
+    lab.until_measuring(running)
+    running.kill()
+    running.wait()
+    assert lab.versions() == {"a": "b5", "b": "b1"}  # moved and not proven
+    (lab.new / "hold").unlink()
+    done = lab.world.run(*lab.upgrade, code=1)
+    assert "another reply to the golden chat: " in done.stderr and "it runs on b1 again" in done.stderr
+    assert lab.versions() == {"a": "b1", "b": "b1"}
+
+
+def test_a_good_version_is_proven_though_runner_and_command_were_killed_while_it_was_measured(lab: Lab) -> None:
+    lab.build_gated("b6")
+    lab.threshold = "90%"
+    running = lab.start()
+    lab.until_measuring(running)
+    os.kill(lab.bench_runner(), signal.SIGKILL)
+    lab.until_measuring(running)  # the agent's new runner measures anew
+    assert running.poll() is None
+    running.kill()
+    running.wait()
+    (lab.new / "hold").unlink()
+    done = lab.world.run(*lab.upgrade)
+    assert "as good" in done.stdout
+    assert lab.versions() == {"a": "b6", "b": "b6"}
+    assert "nothing to change" in lab.world.run(*lab.upgrade).stdout
 
 
 def test_a_version_that_is_as_good_goes_on_to_the_other_hosts(lab: Lab) -> None:
