@@ -48,7 +48,8 @@ LEASE_POLL_SECONDS = 0.5
 DEFAULT_WARMUP_TOLERANCE = 0.1
 # A small model makes hundreds of lines a second; every event costs the CPU that is measured.
 SHOWN_EVERY_SECONDS = 1.0
-PLACEHOLDER = re.compile(r"\{(port|base_url|book_url|result_file|progress_file|model_file)\}")
+PLACEHOLDER = re.compile(r"\{(port|base_url|book_url|result_file|progress_file|model_file|seed)\}")
+_SEEDS = 1 << 31  # numpy's generators take no larger one
 _COUNT = re.compile(r"(\d+)/(\d+)")
 
 
@@ -217,6 +218,7 @@ class _Measurement:
             path = self._context.job.path / f"{name}-{attempt}"
             path.unlink(missing_ok=True)
             self._values[f"{name}_file"] = str(path)
+        self._values["seed"] = str(now_unix_ms() % _SEEDS)
         program = self._context.tool(self._step.tool.name, self._step.tool.install_key)
         argv = [program, *(self._filled(word) for word in self._step.arguments)]
         loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """The tools that measure: which engine each is for, the step that runs it, and how its rows are read.
 
 Engines' own tools start the model themselves; HTTP clients measure a server: one made for the measurement, a running
-service, or a stranger's. In arguments the agent fills in {base_url}, {port}, {book_url} and {result_file}.
+service, or a stranger's. In arguments the agent fills in {base_url}, {port}, {book_url}, {result_file} and {seed}.
 """
 
 from collections.abc import Callable, Mapping
@@ -144,6 +144,11 @@ def _llama_benchy(subject: Subject, part: Part, installation: Installation) -> B
     return BenchStep(tool=program(installation.install_key), arguments=tuple(arguments), stall_seconds=STALL_SECONDS)
 
 
+# Lengths are drawn between 1 and the one asked for where nothing is said of it, and the chat client of some versions
+# sends no ignore_eos, yet counts what was asked for (sgl-project/sglang#10746).
+_SGLANG_EXACT = ("--random-range-ratio", "1.0", "--extra-request-body", '{"ignore_eos": true}')
+
+
 def _vllm_bench(subject: Subject, part: Part, installation: Installation) -> BenchStep:
     arguments = ["bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions"]
     arguments += ["--base-url", subject.base_url, "--model", subject.served_model_name]
@@ -156,16 +161,17 @@ def _vllm_bench(subject: Subject, part: Part, installation: Installation) -> Ben
 def _sglang_bench(subject: Subject, part: Part, installation: Installation) -> BenchStep:
     arguments = ["-m", "sglang.bench_serving", "--backend", "sglang-oai-chat", "--base-url", subject.base_url]
     arguments += ["--model", subject.served_model_name, "--tokenizer", subject.tokenizer or subject.model_path]
-    arguments += [*_random_load(part, "random-ids"), "--output-file", "{result_file}"]
+    arguments += [*_random_load(part, "random-ids"), *_SGLANG_EXACT, "--output-file", "{result_file}"]
     tool = ToolRef(install_key=installation.install_key, name="venv/bin/python3")
     return BenchStep(tool=tool, arguments=tuple(arguments), stall_seconds=STALL_SECONDS)
 
 
 def _random_load(part: Part, dataset: str) -> list[str]:
+    """A seed of its own for each run: a server that was measured before has the same prompts in its prefix cache."""
     return [
         "--dataset-name", dataset, "--random-input-len", str(part.prompt_tokens), "--random-output-len",
         str(part.generation_tokens), "--num-prompts", str(serving_requests(part)),
-        "--max-concurrency", str(max(part.concurrency)),
+        "--max-concurrency", str(max(part.concurrency)), "--seed", "{seed}",
     ]  # fmt: skip
 
 

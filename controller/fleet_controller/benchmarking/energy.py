@@ -5,7 +5,8 @@ a decode test are the integral of that line over the intervals in which the tool
 that it generated in them. The intervals come from the tool itself: llama-bench's --progress lines (a generation run
 lasts from its line to the next one; filling the depth has a line of its own), llama-benchy's progress events (first
 token to end of request, one request at a time). An interval before the first or after the last sample takes that
-sample's power. Where the intervals together are shorter than two seconds, nothing is said: one sample is no integral.
+sample's power. Where fewer than three samples lie within the intervals, nothing is said: between samples that were
+taken while the prompt was read the line knows nothing of decoding.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LEAST_SECONDS = 2.0
+LEAST_SAMPLES = 3
 _GENERATION_RUN = re.compile(r"benchmark (\d+)/(\d+): generation run (\d+)/(\d+)")
 
 
@@ -48,9 +49,9 @@ def power_at(line: Sequence[tuple[float, float]], seconds: float) -> float:
 def joules_per_token(
     line: Sequence[tuple[float, float]], intervals: Sequence[tuple[float, float]], tokens_each: int
 ) -> float | None:
-    """None where no power is known, or the intervals are too short for it."""
-    seconds = sum(end - start for start, end in intervals)
-    if len(line) < 2 or not intervals or seconds < LEAST_SECONDS or not tokens_each:
+    """None where no power is known, or too few samples were taken while tokens were generated."""
+    inside = sum(start <= seconds <= end for seconds, _ in line for start, end in intervals)
+    if inside < LEAST_SAMPLES or not tokens_each:
         return None
     return sum(energy_joules(line, start, end) for start, end in intervals) / (tokens_each * len(intervals))
 

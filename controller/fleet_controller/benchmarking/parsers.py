@@ -281,6 +281,7 @@ def _serving(
     wanted = expected(document) or serving_requests(part)
     if completed != wanted or int(document.get("failed") or 0):
         raise BenchOutputError("bench-incomplete", f"{tool}: {completed} of {wanted} requests were answered")
+    _demand_generated(tool, document, completed * part.generation_tokens)
     rows = [
         Row(
             kind=kind,
@@ -296,6 +297,14 @@ def _serving(
         if document.get(name) is not None
     ]
     return demand(rows, part.model_copy(update={"prompt_tokens": 0}), tool)
+
+
+def _demand_generated(tool: str, document: Mapping[str, Any], wanted: int) -> None:
+    """Raises BenchOutputError where the replies were shorter than asked for, as the tool tells it."""
+    generated = int(document.get("total_output_tokens") or wanted)
+    if generated < wanted * WHOLE_REPLY:
+        message = f"{tool}: {generated} of {wanted} tokens were generated"
+        raise BenchOutputError("bench-incomplete", message, "the model stopped early: ask for fewer, with --generate")
 
 
 def _deviation(document: Mapping[str, Any], name: str) -> float | None:

@@ -15,7 +15,7 @@ def bench(
     hosts: str = typer.Option("", "--hosts", "-H", metavar="PATTERN", help="Names, globs, @groups, !exclusions."),
     backend: str = typer.Option("", "--backend", "-b", help="Only these, with commas; else all that suit the host."),
     quantization: str = typer.Option("", "--quant", "-q", help="Only these, with commas; else all that fit."),
-    suite: str = typer.Option("", "--suite", "-s", help="quick, notes, concurrency, or one of suites/*.yaml of yours."),
+    suite: str = typer.Option("", "--suite", "-s", help="quick, notes, concurrency, energy, or one of yours."),
     client: str = typer.Option(
         "", "--client", help="llama-bench, mlx_lm.benchmark, llama-benchy, vllm-bench, sglang-bench."
     ),

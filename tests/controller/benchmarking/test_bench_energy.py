@@ -39,6 +39,9 @@ def test_joules_per_token() -> None:
     line = [(float(second), 150.0) for second in range(10)]
     assert joules_per_token(line, [(3.0, 5.0), (6.0, 8.0)], 100) == pytest.approx(150.0 * 4 / 200)
     assert joules_per_token(line, [(3.0, 3.5)], 100) is None  # shorter than the time between two samples
+    short = [(start + 0.1, start + 0.6) for start in range(8)]
+    assert joules_per_token(line, short, 100) is None  # four seconds in all, and no sample within
+    assert joules_per_token(line, [(0.9, 3.1)], 100) is not None
     assert joules_per_token([], [(3.0, 9.0)], 100) is None
 
 

@@ -1,12 +1,16 @@
 """What the tools printed, as rows; and every way in which they were seen to lose rows with exit status 0."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleet_controller.backends.base import Installation
 from fleet_controller.benchmarking import parsers
+from fleet_controller.benchmarking.clients import CLIENTS, Subject
+from fleet_controller.benchmarking.keys import with_api_key
 from fleet_controller.benchmarking.parsers import BenchOutputError
 from fleet_controller.benchmarking.suites import Part
 from fleet_controller.results.columns import DeviationKind, Metric
@@ -195,3 +199,43 @@ def test_sglang_bench_serving_rows_without_a_count_of_failures() -> None:
     more = part.model_copy(update={"repetitions": part.repetitions + 1})
     with pytest.raises(BenchOutputError):  # it answers fewer requests than were asked, and says nothing of it
         parsers.sglang_bench(result, more)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [(parsers.vllm_bench, "vllm-bench-serve.json"), (parsers.sglang_bench, "sglang-bench-serving.jsonl")],
+)
+def test_serving_benchmarks_whose_replies_were_short_give_no_rows(read: Any, name: str) -> None:
+    document = json.loads(text(name)) | {"total_output_tokens": 40}
+    with pytest.raises(BenchOutputError) as raised:
+        read({"files": {"result": json.dumps(document)}}, VLLM_PART)
+    assert "40 of 64 tokens were generated" in raised.value.message
+
+
+FACTS_OF_VLLM = (
+    "bench serve --backend openai-chat --endpoint /v1/chat/completions --base-url http://127.0.0.1:8000 --model it "
+    "--tokenizer /models/it --dataset-name random --random-input-len 64 --random-output-len 16 --num-prompts 4 "
+    "--max-concurrency 2 --seed {seed} --ignore-eos --save-result --result-filename {result_file}"
+)
+FACTS_OF_SGLANG = (
+    "-m sglang.bench_serving --backend sglang-oai-chat --base-url http://127.0.0.1:8000 --model it "
+    "--tokenizer /models/it --dataset-name random-ids --random-input-len 64 --random-output-len 16 --num-prompts 4 "
+    "--max-concurrency 2 --seed {seed} --random-range-ratio 1.0 --extra-request-body '{\"ignore_eos\": true}' "
+    "--output-file {result_file}"
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "client", "program", "words"),
+    [("vllm", "vllm-bench", "venv/bin/vllm", FACTS_OF_VLLM),
+     ("sglang", "sglang-bench", "venv/bin/python3", FACTS_OF_SGLANG)],
+)  # fmt: skip
+def test_the_commands_of_serving_benchmarks(backend: str, client: str, program: str, words: str) -> None:
+    """As they ran when their outputs were captured, and what makes every reply as long as asked for."""
+    install = Installation(backend=backend, version="1", install_key="engine-1")
+    subject = Subject(backend, install, "/models/it", "it", "http://127.0.0.1:8000")
+    step = CLIENTS[client].step(subject, VLLM_PART, install)
+    assert (step.tool.install_key, step.tool.name) == ("engine-1", program)
+    assert list(step.arguments) == shlex.split(words)
+    keyed = with_api_key(step, "api-key-01")
+    assert keyed.arguments == step.arguments and keyed.secret_environment[0].name == "OPENAI_API_KEY"

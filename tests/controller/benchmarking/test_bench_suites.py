@@ -55,7 +55,7 @@ def test_a_suite_that_breaks_a_rule_names_the_file_and_the_field(tmp_path: Path,
 def test_an_unknown_suite_lists_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as raised:
         load_suite("qick", tmp_path)
-    assert "concurrency, golden, notes, quick" in raised.value.remedy
+    assert "concurrency, decide, energy, golden, notes, quick" in raised.value.remedy
 
 
 def test_tests_are_named_as_the_tools_name_them() -> None:
