@@ -27,6 +27,7 @@ class ChipKind(StrEnum):
     ROCM = "rocm"
     ROCM_UMA = "rocm-uma"
     METAL = "metal"
+    CPU = "cpu"
 
 
 class Chip(Frozen):

@@ -27,7 +27,12 @@ MULTIPLIES_QUANTIZED_SINCE_BUILD = 3215
 # llama-bench decides about flash attention by itself since https://github.com/ggml-org/llama.cpp/pull/23714 (end of May
 # 2026; b9193 of mid-May does not, b11434 does). Before, it is off unless somebody asks for it, as kyuz0 does.
 LLAMA_BENCH_DECIDES_SINCE_BUILD = 9400
-SOURCES_WITH_FLASH_ATTENTION = frozenset({"kyuz0/amd-strix-halo-toolboxes"})
+STRIX_HALO_SOURCE = "kyuz0/amd-strix-halo-toolboxes"
+SOURCES_WITH_FLASH_ATTENTION = frozenset({STRIX_HALO_SOURCE})
+# Its benchmark/run_benchmarks.sh measures behind long contexts with -ub 2048 on ROCm and -ub 512 on Vulkan.
+STRIX_HALO_MICRO_BATCH_AT_DEPTH = {"rocm": 2048, "vulkan": 512}
+# It measures Vulkan with two drivers, AMD's AMDVLK and Mesa's RADV, whose tables stand in this order (by name).
+STRIX_HALO_DRIVERS = ("amdvlk", "radv")
 # Bytes of 16-bit weights, and of files whose size the notes do not tell but others published.
 BYTES_OF_16_BITS = 2
 PUBLISHED_SIZES = {
@@ -36,6 +41,12 @@ PUBLISHED_SIZES = {
     ("qwen3.5-4b", "MLX-4bit"): 2_370_000_000,
 }
 
+
+# As llama-bench and llama-server are asked, in the optional column `flags` of files from elsewhere.
+_FLASH_ATTENTION = re.compile(r"(?:^|\s)-fa (\d)")
+_MICRO_BATCH = re.compile(r"(?:^|\s)-ub (\d+)")
+# What the optional column `client` may say of figures that include a server.
+SERVED_BY_HTTP = frozenset({"http"})
 
 Row = TypeVar("Row")
 
@@ -58,6 +69,8 @@ class SpeedFigure(Frozen):
     dequantizes: bool = False
     over_http: bool = False
     speculation: str = ""
+    driver: str = ""  # of Vulkan, where the source tells
+    micro_batch_tokens: int = 0  # llama-bench -ub; 0: what the engine does by itself
     source: str
 
 
@@ -79,6 +92,8 @@ class SpeedModelShape(Frozen):
     head_parameters: float = 0.0
     mixture_of_experts: bool = False
     latent_length: int = 0
+    experts: int = 0
+    experts_active: int = 0
 
 
 def load_speed_figures(folder: Path | None = None) -> tuple[SpeedFigure, ...]:
@@ -98,8 +113,12 @@ def load_public_figures(path: Path) -> tuple[SpeedFigure, ...]:
 
 def load_speed_models(folder: Path | None = None) -> dict[str, SpeedModelShape]:
     """Shapes by name (lower case). Raises InventoryError as load_speed_figures does."""
-    found = _read((folder or SPEED_FOLDER) / MODELS_FILE, lambda rows: [_shape(row) for row in rows])
-    return {shape.name: shape for shape in found}
+    return load_shapes((folder or SPEED_FOLDER) / MODELS_FILE)
+
+
+def load_shapes(path: Path) -> dict[str, SpeedModelShape]:
+    """Shapes of another file with the columns of models.csv. Raises InventoryError as load_speed_figures does."""
+    return {shape.name: shape for shape in _read(path, lambda rows: [_shape(row) for row in rows])}
 
 
 def _read(path: Path, parse: Callable[[list[dict[str, str]]], list[Row]]) -> list[Row]:
@@ -120,31 +139,73 @@ def build_of(version: str) -> int:
 
 def _public(rows: list[dict[str, str]]) -> list[SpeedFigure]:
     found = []
-    for row in rows:
+    for row, driver in zip(rows, _drivers(rows), strict=True):
         backend, _, runtime = row["backend"].lower().partition("/")
-        build = build_of(row["backend_version"])
+        runtime, build = runtime.rstrip("0123456789"), build_of(row["backend_version"])
         tokens, middle = int(float(row["n_tokens"])), float(row["mean_depth"])
+        # The table gives the depth in the middle of a decode test, and that before a prefill test.
+        depth = round(middle - tokens / 2) if row["test"] == "tg" else round(middle)
+        old = 0 < build < MULTIPLIES_QUANTIZED_SINCE_BUILD or row["backend_version"] == OLD_LLAMA_CPP
         found.append(
             SpeedFigure(
                 device=row["device"],
                 backend=backend,
-                runtime=runtime.rstrip("0123456789"),
+                runtime=runtime,
                 version=row["backend_version"].partition(" ")[0] if build else row["backend_version"],
                 model=row["arch"].lower(),
                 quantization=row["quant"],
                 test=row["test"],
                 tokens=tokens,
-                # The table gives the depth in the middle of a decode test, and that before a prefill test.
-                depth=round(middle - tokens / 2) if row["test"] == "tg" else round(middle),
+                depth=depth,
                 tokens_per_second=float(row["tps"]),
                 weights_bytes=float(row["model_bytes"]),
-                flash_attention=backend != "llama.cpp"
-                or row["source"] in SOURCES_WITH_FLASH_ATTENTION
-                or build >= LLAMA_BENCH_DECIDES_SINCE_BUILD,
-                dequantizes=runtime == "cuda" and backend == "llama.cpp" and build < MULTIPLIES_QUANTIZED_SINCE_BUILD,
+                flash_attention=_flash_attention(row, backend, build),
+                dequantizes=runtime == "cuda" and backend == "llama.cpp" and old,
+                over_http=row.get("client", "") in SERVED_BY_HTTP,
+                driver=row.get("driver") or driver,
+                micro_batch_tokens=_micro_batch_tokens(row, runtime, depth),
                 source=row["source"],
             )
         )
+    return found
+
+
+def _flash_attention(row: Mapping[str, str], backend: str, build: int) -> bool:
+    asked = _FLASH_ATTENTION.search(row.get("flags", ""))
+    if backend != "llama.cpp" or row["source"] in SOURCES_WITH_FLASH_ATTENTION:
+        return True
+    return asked[1] == "1" if asked else build >= LLAMA_BENCH_DECIDES_SINCE_BUILD
+
+
+def _micro_batch_tokens(row: Mapping[str, str], runtime: str, depth: int) -> int:
+    asked = _MICRO_BATCH.search(row.get("flags", ""))
+    if asked:
+        return int(asked[1])
+    at_depth = row["source"] == STRIX_HALO_SOURCE and depth > 0
+    return STRIX_HALO_MICRO_BATCH_AT_DEPTH.get(runtime, 0) if at_depth else 0
+
+
+def _drivers(rows: list[dict[str, str]]) -> list[str]:
+    """The Vulkan driver of each row; "" where nobody tells.
+
+    The Strix Halo table has the rows of one model and quantization driver by driver: where a test comes up again, the
+    next driver's begin.
+    """
+    found, seen, block, place = [], set[tuple[str, ...]](), tuple[str, ...](), 0
+    for row in rows:
+        if row["source"] != STRIX_HALO_SOURCE or "vulkan" not in row["backend"].lower():
+            found.append("")
+            continue
+        here = (row["device"], row["backend_version"], row["arch"], row["quant"])
+        test = (row["test"], row["n_tokens"], row["mean_depth"])
+        if here != block:
+            block, place = here, 0
+            seen.clear()
+        elif test in seen:
+            place = min(place + 1, len(STRIX_HALO_DRIVERS) - 1)
+            seen.clear()
+        seen.add(test)
+        found.append(STRIX_HALO_DRIVERS[place])
     return found
 
 
@@ -215,4 +276,6 @@ def _shape(row: Mapping[str, str]) -> SpeedModelShape:
         head_parameters=float(row["vocab"]) * float(row["hidden"]),
         mixture_of_experts=bool(row["experts"]),
         latent_length=rank,
+        experts=int(row["experts"] or 0),
+        experts_active=int(row["experts_active"] or 0),
     )

@@ -84,3 +84,38 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / PUBLIC_FILE).write_text("device,backend\nRTX 4090,llama.cpp/CUDA\n")
     with pytest.raises(InventoryError, match="a row cannot be read"):
         load_speed_figures(tmp_path)
+
+
+def test_the_two_drivers_of_one_table_are_told_apart_by_where_their_rows_begin() -> None:
+    vulkan = [figure for figure in load_speed_figures() if figure.runtime == "vulkan" and figure.depth == 0]
+    speeds = {(one.model, one.quantization, one.test, one.driver): one.tokens_per_second for one in vulkan}
+    assert speeds["glm-4.7-flash", "UD-Q8_K_XL", "pp", "amdvlk"] == 543.44
+    assert speeds["glm-4.7-flash", "UD-Q8_K_XL", "pp", "radv"] == 1092.07
+    # The same one is faster everywhere, so the split is right, whichever of the two is called what.
+    pairs = [(speeds[(*key, "amdvlk")], speeds[(*key, "radv")]) for *key, driver in speeds if driver == "radv"]
+    prompts = [(slow, fast) for slow, fast in pairs if fast > 250]
+    assert len(prompts) == 9
+    assert all(slow < fast for slow, fast in prompts)
+
+
+def test_a_driver_that_failed_at_depth_does_not_shift_the_rows_of_the_other() -> None:
+    deep = [
+        one for one in load_speed_figures() if (one.model, one.runtime) == ("glm-4.7-flash", "vulkan") and one.depth
+    ]
+    assert {one.driver for one in deep if one.quantization == "UD-Q8_K_XL"} == {"radv"}
+
+
+def test_the_micro_batch_is_what_the_source_asked_for() -> None:
+    found = {(one.runtime, one.depth > 0, one.micro_batch_tokens) for one in load_speed_figures() if one.driver != ""}
+    assert found == {("vulkan", False, 0), ("vulkan", True, 512)}
+    deep_rocm = [one for one in load_speed_figures() if one.runtime == "rocm" and one.depth]
+    assert {one.micro_batch_tokens for one in deep_rocm} == {2048}
+
+
+def test_optional_columns_say_what_a_tool_was_asked_for(tmp_path: Path) -> None:
+    lines = (SPEED_FOLDER / PUBLIC_FILE).read_text().splitlines()
+    row = next(line for line in lines if "Llama-3.1-8B" in line and "RTX 4090" in line)
+    path = tmp_path / "more.csv"
+    path.write_text(f"{lines[0]},driver,flags,client\n{row},,-fa 1 -ub 2048,http\n")
+    (one,) = load_public_figures(path)
+    assert (one.flash_attention, one.micro_batch_tokens, one.over_http) == (True, 2048, True)

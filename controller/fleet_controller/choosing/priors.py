@@ -63,13 +63,26 @@ BELIEFS: dict[str, Belief] = {
     ),
     "decode.state": Belief(2.0, 1.5, 1.3, "estimate: recurrent states are read and written at half the bandwidth"),
     "decode.request": Belief(500e-6, 1.8, 1.3, "estimate: sampling and HTTP of a server for every token"),
-    "decode.speculation": Belief(1.0, 1.3, 1.2, "estimate: speculation gains or loses: drafts cost what they may save"),
+    "decode.speculation": Belief(1.0, 1.3, 1.3, "estimate: speculation gains or loses: drafts cost what they may save"),
     "prefill.products": Belief(2.2, 1.3, 1.3, GEMM_SOURCE),
     "prefill.bfloat": _effect(1.6, "bfloat16 weights go through other kernels than quantized ones"),
     "prefill.experts": Belief(
-        1.8, 1.3, 1.2, "estimate: each expert sees few tokens of a micro-batch, so its products are small"
+        1.5, 1.3, 1.4, "estimate: each expert sees few tokens of a micro-batch, so its products are small"
+    ),
+    "prefill.part_filled": Belief(
+        0.5, 1.5, None, "estimate: the last tile of an expert's tokens is half empty (llama.cpp pull request 15525)"
     ),
     "prefill.scores": Belief(5.0, 1.5, 1.5, "estimate: flash attention runs at a fifth of the matrix units"),
+    "prefill.unpacking": Belief(
+        1.0, 1.4, 1.3, "two scales a block cost operations (llama.cpp pull requests 7676, 7860 and 7921)"
+    ),
+    "prefill.softmax": Belief(
+        300.0,
+        3.0,
+        2.0,
+        "estimate: each score is scaled, masked, raised, summed and rounded by vector units, in between matrix units "
+        " (FlashAttention-2, https://arxiv.org/abs/2307.08691, section 3.1)",
+    ),
     "prefill.cache": Belief(
         1.25, 1.5, 1.5, "estimate: flash attention reads the cache once for each tile of 64 tokens"
     ),
@@ -84,11 +97,15 @@ BELIEFS: dict[str, Belief] = {
     "prefill.request": Belief(40e-3, 2.0, 1.3, "estimate: tokenizing and HTTP of one request"),
     "decode.device": _effect(1.08, "clocks, coolers and drivers of one device"),
     "prefill.device": _effect(1.25, "clocks, coolers and power limits of one device"),
-    "prefill.unknown_device": _effect(1.8, "the chip's arithmetic is not in the inventory"),
+    "decode.driver": _effect(1.05, "one driver's compiler"),
+    "decode.unknown_device": _effect(2.0, "neither memory nor arithmetic of the device is in the inventory: a guess"),
+    "prefill.unknown_device": _effect(2.0, "the chip's arithmetic is not in the inventory"),
     "decode.version": _effect(1.05, "one version of an engine"),
     "prefill.version": _effect(1.12, "one version of an engine"),
     "decode.layer_version": _effect(1.3, "kernels are fused, so that a later version starts fewer"),
     "prefill.layer_version": _effect(1.3, "kernels are fused, so that a later version starts fewer"),
+    "decode.layer_device": _effect(1.2, "how fast a host's CPU and driver start kernels"),
+    "prefill.layer_device": _effect(1.2, "how fast a host's CPU and driver start kernels"),
     "decode.quantization": _effect(1.04, "kernels that suit one quantization more than another"),
     "prefill.quantization": _effect(1.1, "kernels that suit one quantization more than another"),
     "decode.architecture": _effect(1.06, "kernels that suit one architecture more than another"),
@@ -97,7 +114,7 @@ BELIEFS: dict[str, Belief] = {
 # How far one row is from the model where everything else is known, as a factor.
 ROW_DEVIATION = {"decode": math.log(1.06), "prefill": math.log(1.15)}
 # Matrix operations/s for each byte/s of bandwidth where a chip's arithmetic is not known.
-OPERATIONS_PER_BYTE = {"cuda": 220.0, "cuda-uma": 400.0, "rocm": 130.0, "rocm-uma": 230.0, "metal": 33.0}
+OPERATIONS_PER_BYTE = {"cuda": 220.0, "cuda-uma": 400.0, "rocm": 130.0, "rocm-uma": 230.0, "metal": 33.0, "cpu": 15.0}
 
 
 def prior_of(parameter: Parameter) -> Prior:
@@ -110,4 +127,5 @@ def prior_of(parameter: Parameter) -> Prior:
 
 
 # Matrix operations for one of the vector units where only the former are known: Ampere, Ada, RDNA 3, Apple M1 to M4.
-MATRIX_PER_VECTOR = {"cuda": 4.0, "cuda-uma": 4.0, "rocm": 2.0, "rocm-uma": 2.0, "metal": 1.0}
+# A CPU's vector units compute all: its dot products of 8-bit integers four times as fast as its 32-bit products.
+MATRIX_PER_VECTOR = {"cuda": 4.0, "cuda-uma": 4.0, "rocm": 2.0, "rocm-uma": 2.0, "metal": 1.0, "cpu": 0.25}

@@ -1,22 +1,25 @@
 """Rows to fit to: the reference figures that ship with fleet, and what this fleet measured."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from fleet_controller.choosing.devices import device_named as device_named  # for those who read rows
+from fleet_controller.choosing.devices import known_device
+from fleet_controller.choosing.speculation import method_of, speculation_of
 from fleet_controller.choosing.work import (
     ENGINE_OF,
     LLAMA_CPP,
+    MICRO_BATCH_TOKENS,
     Cell,
     DeviceFacts,
     EngineFacts,
     MeasuredSpeed,
     ModelWork,
     Phase,
-    device_of,
 )
 from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.tools import LLAMA_BENCH, MLX_LM_BENCHMARK
-from fleet_inventory.chips import ChipKind, find_chip
+from fleet_inventory.chips import ChipKind
 from fleet_inventory.speed_reference import (
     LLAMA_BENCH_DECIDES_SINCE_BUILD,
     NOTES_SOURCE,
@@ -25,7 +28,6 @@ from fleet_inventory.speed_reference import (
     build_of,
 )
 
-_CORES = re.compile(r"(.*) \((\d+)-core GPU\)")
 _FLASH_ATTENTION = re.compile(r"(?:^|\s)(?:-fa|--flash-attn)[ =](\S+)")
 # llama-server does since https://github.com/ggml-org/llama.cpp/pull/15434 (end of August 2025, about b6325).
 LLAMA_SERVER_DECIDES_SINCE_BUILD = 6325
@@ -35,28 +37,24 @@ _RUNTIMES = {
     ChipKind.ROCM: "rocm",
     ChipKind.ROCM_UMA: "rocm",
     ChipKind.METAL: "metal",
+    ChipKind.CPU: "cpu",
 }
 # As llama-bench names them.
 _SAID_RUNTIMES = {"cuda": "cuda", "rocm": "rocm", "vulkan": "vulkan", "metal": "metal", "mtl": "metal"}
 
 
 def reference_speeds(
-    figures: Iterable[SpeedFigure], shapes: Mapping[str, SpeedModelShape]
+    figures: Iterable[SpeedFigure],
+    shapes: Mapping[str, SpeedModelShape],
+    device_of: Callable[[str], DeviceFacts | None] = known_device,
 ) -> tuple[MeasuredSpeed, ...]:
     """Figures whose model and chip are known."""
     found = []
     for figure in figures:
-        device, shape = device_named(figure.device), shapes.get(figure.model)
+        device, shape = device_of(figure.device), shapes.get(figure.model)
         if device is not None and shape is not None:
             found.append(_measured(figure, device, ModelWork.model_validate(shape.model_dump())))
     return tuple(found)
-
-
-def device_named(name: str, gpu_cores: int | None = None) -> DeviceFacts | None:
-    """The chip of a driver's name, or of a table's that says "(40-core GPU)" behind it; None where nobody knows it."""
-    cores = _CORES.fullmatch(name)
-    chip = find_chip(cores[1], int(cores[2])) if cores else find_chip(name, gpu_cores)
-    return device_of(chip) if chip else None
 
 
 def own_speed(result: Result, model: ModelWork, device: DeviceFacts, weights_bytes: float) -> MeasuredSpeed | None:
@@ -82,7 +80,9 @@ def own_speed(result: Result, model: ModelWork, device: DeviceFacts, weights_byt
                     result.backend, result.client, result.backend_version, result.flags
                 ),
                 over_http=result.client not in (LLAMA_BENCH, MLX_LM_BENCHMARK),
-                speculation="speculation" if "speculative" in result.flags else "",
+                speculation=speculation_of(result.flags),
+                driver=driver_of(str(result.tool_fields.get("gpu_info", ""))),
+                micro_batch=_micro_batch(result.tool_fields.get("n_ubatch")),
             ),
             quantization=result.quantization,
             weights_bytes=weights_bytes,
@@ -99,6 +99,19 @@ def runtime_of(device: DeviceFacts, said: str = "") -> str:
     """What computes on a device: as llama-bench says ("Vulkan", "MTL,BLAS"), else the maker's own."""
     words = {word.strip().lower() for word in said.split(",")}
     return next((name for word, name in _SAID_RUNTIMES.items() if word in words), _RUNTIMES[device.kind])
+
+
+def driver_of(gpu: str) -> str:
+    """The Vulkan driver, as llama-bench names a GPU: "AMD Radeon 8060S Graphics (RADV GFX1151)"."""
+    if "RADV" in gpu:
+        return "radv"
+    return "amdvlk" if "AMD open-source driver" in gpu else ""
+
+
+def _micro_batch(said: object) -> int:
+    """Tokens; 0 where the tool says nothing, or what llama.cpp does by itself."""
+    tokens = int(said) if isinstance(said, int | float) else 0
+    return 0 if tokens == MICRO_BATCH_TOKENS[LLAMA_CPP] else tokens
 
 
 def uses_flash_attention(backend: str, client: str, version: str, flags: str) -> bool:
@@ -127,7 +140,9 @@ def _measured(figure: SpeedFigure, device: DeviceFacts, model: ModelWork) -> Mea
                 flash_attention=figure.flash_attention,
                 dequantizes=figure.dequantizes,
                 over_http=figure.over_http,
-                speculation=figure.speculation,
+                speculation=method_of(figure.speculation),
+                driver=figure.driver,
+                micro_batch=figure.micro_batch_tokens,
             ),
             quantization=figure.quantization,
             weights_bytes=figure.weights_bytes,

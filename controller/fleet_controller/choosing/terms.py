@@ -6,19 +6,24 @@ After Williams et al. 2009 (roofline) with sums instead of the maximum, since ke
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleet_controller.choosing.priors import MATRIX_PER_VECTOR, OPERATIONS_PER_BYTE, Parameter
-from fleet_controller.choosing.work import LLAMA_CPP, NEWEST_INSTRUCTIONS, Cell, Phase
+from fleet_controller.choosing.work import LLAMA_CPP, NEWEST_INSTRUCTIONS, Cell, EngineFacts, Phase
 
 # A transposed copy touches a sector of 32 bytes for each value of 2 bytes on one side, and 2 bytes on the other.
 TRANSPOSED_BYTES_PER_VALUE = 32 + 2
 # Scores of attention without flash attention: written, scaled and masked, normalised, read; 4 bytes each.
 SCORE_BYTES = 4 * 4
-ATTENTION_TILE_TOKENS = 64
+TILE_TOKENS = 64
+# Products are computed for tiles of tokens; an expert whose tokens fill half a tile costs a whole one.
+EXPERT_TILE_TOKENS = 32
 # 16-bit weights are multiplied and added (2 operations) where quantized ones take about ten.
 OPERATIONS_OF_16_BITS = 0.2
+_K_QUANTIZATION = re.compile(r"Q(\d)_K")
+EXTRA_OPERATIONS_OF_BITS = {2: 26.0, 3: 15.0, 4: 4.0, 5: 4.0, 6: 4.0}
 BYTES_OF_UNPACKED_WEIGHTS = 2 * 2  # written and read as 16-bit numbers
 
 
@@ -56,8 +61,10 @@ def _decode(cell: Cell) -> Iterator[NamedTerm]:
     depth = cell.middle_depth
     everywhere = _everywhere(cell, "decode")
     if engine.speculation:
-        everywhere = (*everywhere, ("decode.speculation",), ("decode.speculation", engine.key))
-    waste, layer = _shared("decode.waste", engine.key), _layer("decode", cell)
+        kind = "experts" if model.mixture_of_experts else "dense"
+        mine = ("decode.speculation", engine.key, cell.device.name, kind, engine.speculation)
+        everywhere = (*everywhere, ("decode.speculation",), ("decode.speculation", engine.key), mine)
+    waste, layer = _shared("decode.waste", engine), _layer("decode", cell)
     reading = (*everywhere, ("decode.quantization", cell.quantization, engine.key))
     if cell.is_bfloat:
         reading = (*reading, ("decode.bfloat", engine.key))
@@ -68,16 +75,16 @@ def _decode(cell: Cell) -> Iterator[NamedTerm]:
     yield NamedTerm("bandwidth not reached", seconds, (*reading, *waste))
     share = OPERATIONS_OF_16_BITS if cell.is_16_bit else 1.0
     unpacking = share * model.parameters_read / vector_operations(cell)
-    yield NamedTerm("unpacking", unpacking, (*reading, *_shared("decode.unpacking", engine.key)))
+    yield NamedTerm("unpacking", unpacking, (*reading, *_shared("decode.unpacking", engine)))
     yield NamedTerm("layers", model.layers, (*everywhere, *layer))
-    cache = _shared("decode.cache", engine.key)
+    cache = _shared("decode.cache", engine)
     yield NamedTerm("KV cache", model.cached_bytes(depth) / bandwidth, (*everywhere, *cache))
-    scores = _shared("decode.scores", engine.key)
+    scores = _shared("decode.scores", engine)
     yield NamedTerm("attention", model.score_operations(depth) / vector_operations(cell), (*everywhere, *scores))
     state = 2 * model.recurrent_state_bytes / bandwidth
-    yield NamedTerm("recurrent state", state, (*everywhere, *_shared("decode.state", engine.key)))
+    yield NamedTerm("recurrent state", state, (*everywhere, *_shared("decode.state", engine)))
     yield NamedTerm("copies of the latent cache", _latent_copy(cell), (*everywhere, ("decode.latent_copy",)))
-    yield NamedTerm("server", float(engine.over_http), _shared("decode.request", engine.key))
+    yield NamedTerm("server", float(engine.over_http), _shared("decode.request", engine))
 
 
 def _latent_copy(cell: Cell) -> float:
@@ -94,46 +101,80 @@ def _prefill(cell: Cell) -> Iterator[NamedTerm]:
     rate = matrix_operations(cell)
     known = "prefill.device" if cell.device.matrix_operations else "prefill.unknown_device"
     arithmetic = (*everywhere, (known, cell.device.name))
-    products = (*_shared("prefill.products", engine.key), ("prefill.quantization", cell.quantization, engine.key))
+    products = (*_shared("prefill.products", engine), ("prefill.quantization", cell.quantization, engine.key))
     if cell.is_bfloat:
         products = (*products, ("prefill.bfloat", engine.key))
     layer = _layer("prefill", cell)
     if model.mixture_of_experts:
-        products = (*products, *_shared("prefill.experts", engine.key))
+        products = (*products, *_shared("prefill.experts", engine))
         layer = (*layer, ("prefill.layer_experts",))
     # Only the last token of a prompt goes through the head.
     operations = 2 * max(model.parameters_read - model.head_parameters, 0.0)
     yield NamedTerm("products", operations / rate, (*arithmetic, *products))
-    scores = _shared("prefill.scores", engine.key)
+    part_filled = operations / rate * _empty_share(cell, batch)
+    yield NamedTerm("part-filled experts", part_filled, (*arithmetic, *products, ("prefill.part_filled",)))
+    unpacking = _extra_operations(cell) * model.parameters_read / vector_operations(cell) / TILE_TOKENS
+    yield NamedTerm("unpacking", unpacking, (*arithmetic, *_shared("prefill.unpacking", engine)))
+    scores = _shared("prefill.scores", engine)
     yield NamedTerm("attention", model.score_operations(cell.middle_depth) / rate, (*arithmetic, *scores))
-    tile = ATTENTION_TILE_TOKENS if engine.flash_attention else batch
+    softmax = model.attention_layers * model.query_heads * cell.middle_depth / vector_operations(cell)
+    yield NamedTerm("softmax", softmax, (*arithmetic, *_shared("prefill.softmax", engine)))
+    tile = TILE_TOKENS if engine.flash_attention else batch
     cache = model.cached_bytes(cell.middle_depth) / bandwidth / min(tile, batch)
-    yield NamedTerm("KV cache", cache, (*everywhere, *_shared("prefill.cache", engine.key)))
+    yield NamedTerm("KV cache", cache, (*everywhere, *_shared("prefill.cache", engine)))
     traffic = 0.0 if engine.flash_attention else model.attention_layers * model.query_heads * cell.middle_depth
     yield NamedTerm("scores", traffic * SCORE_BYTES / bandwidth, (*everywhere, ("prefill.score_traffic",)))
     unpacked = BYTES_OF_UNPACKED_WEIGHTS * model.parameters if engine.dequantizes and not cell.is_16_bit else 0.0
     read = (cell.weights_bytes + unpacked) / bandwidth / batch
-    yield NamedTerm("weights", read, (*everywhere, *_shared("prefill.weights", engine.key)))
+    yield NamedTerm("weights", read, (*everywhere, *_shared("prefill.weights", engine)))
     yield NamedTerm("layers", model.layers / batch, (*everywhere, *layer))
-    yield NamedTerm("server", float(engine.over_http) / cell.tokens, _shared("prefill.request", engine.key))
+    yield NamedTerm("server", float(engine.over_http) / cell.tokens, _shared("prefill.request", engine))
 
 
-def _shared(kind: str, key: str) -> tuple[Parameter, ...]:
-    return (kind,), (kind, key)
+def _empty_share(cell: Cell, batch: int) -> float:
+    """What a tile of tokens lacks for one expert, over what it has: the fewer tokens an expert sees, the more."""
+    model = cell.model
+    if not model.experts:
+        return 0.0
+    return EXPERT_TILE_TOKENS * model.experts / (batch * model.experts_active)
+
+
+def _extra_operations(cell: Cell) -> float:
+    """What llama.cpp's products of this quantization cost beyond those of one scale a block, for each weight and tile.
+
+    From the speeds of one model on one card: 8B on the RTX 4090, 7639 t/s with Q2_K and 10359 with Q4_0; on the RTX
+    3090, 3491 with Q6_K and 3655 with Q5_0 (llama.cpp pull requests 7676, 7860, 7921).
+    """
+    found = _K_QUANTIZATION.search(cell.quantization.upper()) if cell.engine.engine == LLAMA_CPP else None
+    return EXTRA_OPERATIONS_OF_BITS.get(int(found[1]), 0.0) if found else 0.0
+
+
+def _shared(kind: str, engine: EngineFacts) -> tuple[Parameter, ...]:
+    """What all engines share, what one differs from that, and what one of its drivers differs from the engine.
+
+    In decode, which waits for memory, drivers differ little: there they have one factor for everything.
+    """
+    shared: tuple[Parameter, ...] = ((kind,), (kind, engine.key))
+    return (*shared, (kind, engine.key, engine.driver)) if engine.driver and kind.startswith("prefill.") else shared
 
 
 def _layer(phase: str, cell: Cell) -> tuple[Parameter, ...]:
     """Kernels are fused from version to version, so what a layer costs is a version's own."""
     engine = cell.engine
-    layer = _shared(f"{phase}.layer", engine.key)
+    layer = (*_shared(f"{phase}.layer", engine), (f"{phase}.layer_device", cell.device.name))
     return (*layer, (f"{phase}.layer_version", engine.key, engine.version)) if engine.version else layer
 
 
 def _everywhere(cell: Cell, phase: str) -> tuple[Parameter, ...]:
-    engine = cell.engine
+    """The factors of all terms. A device whose memory nobody knows is off by one factor in all that waits for it."""
+    engine, device = cell.engine, cell.device
     found: tuple[Parameter, ...] = ((f"{phase}.architecture", cell.model.name, engine.key),)
     if phase == "decode":
-        found = (*found, ("decode.device", cell.device.name))
+        found = (*found, ("decode.device", device.name))
+        if device.guessed:
+            found = (*found, ("decode.unknown_device", device.name))
+        if engine.driver:
+            found = (*found, ("decode.driver", engine.key, engine.driver))
     return (*found, (f"{phase}.version", engine.key, engine.version)) if engine.version else found
 
 

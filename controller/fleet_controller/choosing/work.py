@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from fleet_controller.domain.base import Frozen
-from fleet_inventory.chips import Chip, ChipKind
+from fleet_inventory.chips import ChipKind
 from fleet_inventory.model_file import Architecture
 
 LLAMA_CPP = "llama.cpp"
@@ -45,6 +45,8 @@ class ModelWork(Frozen):
     head_parameters: float = 0.0
     mixture_of_experts: bool = False
     latent_length: int = 0
+    experts: int = 0
+    experts_active: int = 0
 
     def cached_bytes(self, depth: float) -> float:
         """Bytes of KV cache that a token at this depth reads."""
@@ -59,7 +61,8 @@ class ModelWork(Frozen):
 class DeviceFacts(Frozen):
     """What the maker says: bytes/s of memory, and dense operations/s of matrix and vector units (None: unknown).
 
-    `older_instructions_share`: the part of the matrix units that programs for the generation before reach.
+    `older_instructions_share`: the part of the matrix units that programs for the generation before reach. `guessed`:
+    nobody says; the figures are what is common, and rows of the device outweigh them soon.
     """
 
     name: str
@@ -68,6 +71,7 @@ class DeviceFacts(Frozen):
     matrix_operations: float | None = None
     vector_operations: float | None = None
     older_instructions_share: float = 1.0
+    guessed: bool = False
     source: tuple[str, ...] = ()
 
 
@@ -75,7 +79,8 @@ class EngineFacts(Frozen):
     """What computes. `runtime` is cuda, metal, rocm, vulkan or cpu; it and the backend are one class of engines.
 
     `flash_attention`: attention scores never leave the chip. `dequantizes`: prefill unpacks quantized weights to 16
-    bits in memory before it multiplies them (llama.cpp on CUDA until its pull request 8075 of June 2024).
+    bits in memory before it multiplies them (llama.cpp on CUDA until its pull request 8075 of June 2024). `driver`:
+    of Vulkan (radv, amdvlk), whose compilers differ. `micro_batch`: tokens; 0 is what the engine does by itself.
     """
 
     backend: str
@@ -85,6 +90,8 @@ class EngineFacts(Frozen):
     dequantizes: bool = False
     over_http: bool = False
     speculation: str = ""
+    driver: str = ""
+    micro_batch: int = 0
 
     @property
     def engine(self) -> str:
@@ -97,7 +104,7 @@ class EngineFacts(Frozen):
 
     @property
     def micro_batch_tokens(self) -> int:
-        return MICRO_BATCH_TOKENS.get(self.engine, OTHER_MICRO_BATCH_TOKENS)
+        return self.micro_batch or MICRO_BATCH_TOKENS.get(self.engine, OTHER_MICRO_BATCH_TOKENS)
 
 
 class Cell(Frozen):
@@ -158,22 +165,6 @@ def work_of(name: str, architecture: Architecture) -> ModelWork:
         head_parameters=architecture.vocabulary_size * architecture.hidden_size,
         mixture_of_experts=architecture.experts is not None,
         latent_length=latent.kv_lora_rank if latent else 0,
-    )
-
-
-def device_of(chip: Chip) -> DeviceFacts:
-    """A chip of the inventory. Matrix units: 16-bit operations, or half the 8-bit ones where that is more.
-
-    GeForce cards have 16-bit products at half rate where sums have 32 bits; llama.cpp multiplies 8-bit integers, or
-    16-bit numbers with 16-bit sums, and gets the full rate.
-    """
-    rates = [rate for rate in (chip.fp16_tflops, chip.int8_tops / 2 if chip.int8_tops else None) if rate]
-    return DeviceFacts(
-        name=chip.name if chip.gpu_cores is None else f"{chip.name} ({chip.gpu_cores} cores)",
-        kind=chip.kind,
-        bandwidth=chip.bandwidth_gb_per_second * 1e9,
-        matrix_operations=max(rates) * 1e12 if rates else None,
-        vector_operations=chip.fp32_tflops * 1e12 if chip.fp32_tflops else None,
-        older_instructions_share=chip.older_instructions_share,
-        source=chip.source,
+        experts=architecture.experts.total if architecture.experts else 0,
+        experts_active=architecture.experts.active if architecture.experts else 0,
     )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_controller.choosing.reference import device_named, reference_speeds
+from fleet_controller.choosing.devices import device_named, device_of
+from fleet_controller.choosing.reference import reference_speeds
 from fleet_controller.choosing.speed import Prediction, SpeedModel
 from fleet_controller.choosing.work import (
     Cell,
@@ -17,7 +18,6 @@ from fleet_controller.choosing.work import (
     MeasuredSpeed,
     ModelWork,
     Phase,
-    device_of,
     work_of,
 )
 from fleet_inventory.catalog import load_catalog

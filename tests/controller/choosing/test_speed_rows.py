@@ -2,8 +2,9 @@
 
 import pytest
 
+from fleet_controller.choosing.devices import device_named
 from fleet_controller.choosing.reference import (
-    device_named,
+    driver_of,
     own_speed,
     reference_speeds,
     runtime_of,
@@ -103,3 +104,17 @@ def test_flash_attention_is_as_asked_for_else_as_the_version_has_it() -> None:
     assert uses_flash_attention("llama.cpp", "llama-bench", "b11434", "--flash-attn off") is False
     assert uses_flash_attention("llama.cpp", "llama-bench", "b8396", "-fa auto") is False
     assert uses_flash_attention("mlx-lm", "mlx_lm.benchmark", "0.31.1", "") is True
+
+
+def test_the_driver_and_the_micro_batch_are_what_llama_bench_says() -> None:
+    assert driver_of("AMD Radeon 8060S Graphics (RADV GFX1151)") == "radv"
+    assert driver_of("Radeon 8060S Graphics (AMD open-source driver)") == "amdvlk"
+    assert driver_of("NVIDIA H100 80GB HBM3") == ""
+    chip = facts("AMD Radeon 8060S")
+    asked = own(tool_fields={"gpu_info": "AMD Radeon 8060S (RADV GFX1151)", "backends": "Vulkan", "n_ubatch": 2048})
+    row = own_speed(asked, model(), chip, 9.5e9)
+    assert row is not None
+    assert (row.cell.engine.driver, row.cell.engine.micro_batch_tokens) == ("radv", 2048)
+    usual = own_speed(own(tool_fields={"n_ubatch": 512}), model(), chip, 9.5e9)
+    assert usual is not None
+    assert usual.cell.engine.micro_batch == 0
