@@ -27,6 +27,8 @@ from fleet_controller.operations.resolving import catalog
 from fleet_controller.planning.engine_removal import matching
 from fleet_controller.planning.engine_state import EngineState, Move, PlannedEngines, stopped
 from fleet_controller.planning.engines import Needs, plan_engines
+from fleet_controller.rolling.store import RolloutStore
+from fleet_controller.rolling.undo import ways_back
 from fleet_inventory.catalog import Catalog
 from fleet_inventory.hosts import Host
 from fleet_inventory.model_file import Model
@@ -130,7 +132,10 @@ async def gather(context: FleetContext, host: Host) -> EngineState | Problem:
         return problem_of(error)
     begun = (load_begun(context, facts.machine_id, status.spec.name) for status in services)
     unfinished = tuple(move for move in begun if move is not None)
-    return EngineState(facts=facts, services=services, installs=installs, leftovers=leftovers, unfinished=unfinished)
+    return EngineState(
+        facts=facts, services=services, installs=installs, leftovers=leftovers, unfinished=unfinished,
+        undoes=ways_back(RolloutStore(context.database).newest(), host.name),
+    )  # fmt: skip
 
 
 def _of_host(

@@ -17,13 +17,13 @@ from fleet_controller.planning.engine_state import EngineState, stopped
 
 
 def plan_removal(host_name: str, state: EngineState, request: EnginesRequest) -> HostEnginesPlan:
-    """REFUSE where any of the installs that the request names is used."""
+    """REFUSE where any of the installs that the request names is used, or where a cut-off upgrade may go back to it."""
     chosen = matching(state.facts, request)
     if not chosen:
         what = request.install_key or f"{request.backend} {request.version}"
         return HostEnginesPlan(host=host_name, verdict=EnginesVerdict.KEEP, reason=f"{what} is not installed here")
     for engine in chosen:
-        problem = _in_use(state.use_of(engine.install_key))
+        problem = _in_use(state.use_of(engine.install_key)) or _still_needed(engine, state)
         if problem:
             return stopped(host_name, EnginesVerdict.REFUSE, problem).plan
     removals = tuple(_removal(engine, state, "asked for") for engine in chosen)
@@ -48,6 +48,15 @@ def _in_use(use: InstallUse) -> Problem | None:
         message = f"{use.install_key} is used by the job {use.jobs[0]}"
         return Problem(code="engine-in-use", message=message, remedy="wait until it has ended")
     return None
+
+
+def _still_needed(engine: EngineFacts, state: EngineState) -> Problem | None:
+    """Who asks for a removal may well not want the undo of a rollout any more; an upgrade in mid-air is another thing."""
+    why = _unfinished_move(engine, state)
+    if not why:
+        return None
+    remedy = "repeat the upgrade first: it comes to its end, or goes back"
+    return Problem(code="engine-in-use", message=f"{engine.install_key}: {why}", remedy=remedy)
 
 
 def _removal(engine: EngineFacts, state: EngineState, reason: str) -> EngineRemoval:
@@ -89,6 +98,12 @@ def plan_collection(host_name: str, state: EngineState, request: EnginesRequest)
 
 
 def _way_back(engine: EngineFacts, state: EngineState) -> str:
+    """A service that was moved off it and may come back."""
+    undoes = (way.why for way in state.undoes if way.install_key == engine.install_key)
+    return _unfinished_move(engine, state) or next(undoes, "")
+
+
+def _unfinished_move(engine: EngineFacts, state: EngineState) -> str:
     """A service that was moved off it, and has not proven yet that it can stay away."""
     names = [move.new.name for move in state.unfinished if move.old.tool.install_key == engine.install_key]
     return f"{', '.join(names)} may have to go back to it" if names else ""

@@ -14,6 +14,13 @@ class Move(Frozen):
     new: ServiceSpec
 
 
+class WayBack(Frozen):
+    """An install that is needed to go back to what ran before; `why` as "undoing rollout 7 goes back to it"."""
+
+    install_key: str
+    why: str
+
+
 class EngineState(Frozen):
     """What such a plan is made from. `unfinished` are moves that a controller began and did not see to their end."""
 
@@ -22,6 +29,7 @@ class EngineState(Frozen):
     installs: tuple[InstallUse, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
     unfinished: tuple[Move, ...] = ()
+    undoes: tuple[WayBack, ...] = ()
 
     def use_of(self, key: str) -> InstallUse:
         return next((use for use in self.installs if use.install_key == key), InstallUse(install_key=key))

@@ -16,8 +16,8 @@ from fleet_controller.domain.engines import (
 from fleet_controller.domain.facts import DiskFacts, EngineFacts, GpuFacts, HostFacts, HostLayout, SystemFacts
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceStatus, ToolRun
 from fleet_controller.domain.steps import ToolRef
-from fleet_controller.planning.engine_removal import plan_collection
-from fleet_controller.planning.engine_state import EngineState, Move
+from fleet_controller.planning.engine_removal import plan_collection, plan_removal
+from fleet_controller.planning.engine_state import EngineState, Move, WayBack
 from fleet_controller.planning.engines import Needs, plan_engines, unknown_options
 from fleet_inventory.hosts import Host
 
@@ -202,6 +202,23 @@ def test_gc_keeps_what_a_cut_off_upgrade_may_have_to_go_back_to() -> None:
     removed, kept = collected(engine("old", 1, 1), engine("new", 2, 2), unfinished=(move,))
     assert removed == []
     assert kept["old"] == "tiny may have to go back to it"
+
+
+def test_gc_keeps_what_an_undo_goes_back_to() -> None:
+    way = WayBack(install_key="old", why="undoing rollout 7 goes back to it")
+    removed, kept = collected(engine("old", 1, 1), engine("new", 2, 2), undoes=(way,))
+    assert (removed, kept["old"]) == ([], "undoing rollout 7 goes back to it")
+
+
+def test_a_removal_is_refused_while_an_upgrade_may_go_back_to_it_and_granted_over_an_undo() -> None:
+    move = Move(old=service("old").spec, new=service("new").spec)
+    state = EngineState(facts=facts(engine("old", 1, 1)), unfinished=(move,))
+    request = EnginesRequest(action=EnginesAction.REMOVE, install_key="old")
+    refused = plan_removal("a", state, request)
+    assert refused.problem is not None
+    assert "may have to go back" in refused.problem.message
+    undo = EngineState(facts=facts(engine("old", 1, 1)), undoes=(WayBack(install_key="old", why="undo"),))
+    assert [one.install_key for one in plan_removal("a", undo, request).removals] == ["old"]
 
 
 def test_gc_keeps_so_many_that_served() -> None:
