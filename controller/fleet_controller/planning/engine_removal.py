@@ -51,7 +51,7 @@ def _in_use(use: InstallUse) -> Problem | None:
 
 
 def _still_needed(engine: EngineFacts, state: EngineState) -> Problem | None:
-    """Who asks for a removal may well not want the undo of a rollout any more; an upgrade in mid-air is another thing."""
+    """Who asks for a removal may not want to undo a rollout any more; an upgrade in mid-air is another thing."""
     why = _unfinished_move(engine, state)
     if not why:
         return None
