@@ -81,6 +81,11 @@ class LabController:
     def wait_until_complete(self, names: Sequence[str], seconds: float) -> float:
         return self.wait_for(lambda state: set(names) <= state.complete, seconds)
 
+    def repeat(self, name: str) -> None:
+        """A host can be heard again: it is told once more, since it may have missed orders."""
+        with self._lock:
+            self._carry_out([(host, order) for host, order in self.conductor.again() if host == name])
+
     def restart(self) -> None:
         """As if the controller had been killed and started again: only what it had stored is left."""
         with self._lock:

@@ -232,13 +232,15 @@ class RelayThread(Told):
 class RelayProcess(Told):
     """A relay as a process of its own, as on a host."""
 
+    module: tuple[str, ...] = ("fleet_agent.relay",)
+
     def __init__(
         self, spec: RelaySpec, folder: Path, prefix: Sequence[str], plain: bool, on_event: Callable[[Event], None]
     ) -> None:
         super().__init__(spec, folder, prefix, plain, on_event)
         path = folder / f"{spec.node}.spec.json"
         path.write_text(json.dumps(encode(spec)))
-        command = [*prefix, sys.executable, "-m", "fleet_agent.relay", str(path), "--stdin"]
+        command = [*prefix, sys.executable, "-m", *self.module, str(path), "--stdin"]
         self._log = (folder / f"{spec.node}.log").open("ab")
         self.process = subprocess.Popen(
             [*command, "--plain"] if plain else command,
@@ -360,12 +362,10 @@ class ShapedNetwork:
 
     def cut(self, name: str) -> None:
         """Silently: nothing is told to anybody, packets are lost both ways."""
-        cable = self.cables[name]
-        run("tc", "qdisc", "replace", "dev", cable.link, "root", "netem", "loss", "100%")
-        run("tc", "-n", cable.namespace, "qdisc", "replace", "dev", "eth0", "root", "netem", "loss", "100%")
+        run("bridge", "link", "set", "dev", self.cables[name].link, "state", "0")
 
     def mend(self, name: str) -> None:
-        self.shape(name, self.rate_bytes_per_second)
+        run("bridge", "link", "set", "dev", self.cables[name].link, "state", "3")
 
     def destroy(self) -> None:
         for cable in self.cables.values():
@@ -401,6 +401,7 @@ class RelayLab(Generic[Relay]):
         on_event: Callable[[str, Event], None] = lambda name, event: None,
     ) -> None:
         self.kind = kind
+        self.encrypted = tls
         self.folder = folder
         self.manifest = manifest
         self.names = tuple(names)
