@@ -24,11 +24,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gguf_work import work_of_header
 from benchmarks.measure import report
 from fleet_agent.jobs.model import GeneratedModel
 from fleet_agent.measuring.generated_model import pieces
 from fleet_controller.benchmarking.calibration import CalibrationModel, calibration_work, load_calibration
-from fleet_controller.benchmarking.gguf_work import work_of_header
 from fleet_controller.benchmarking.parsers import llama_bench
 from fleet_controller.benchmarking.suites import Part
 from fleet_controller.choosing.devices import device_named

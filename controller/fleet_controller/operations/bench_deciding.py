@@ -22,6 +22,7 @@ from fleet_controller.operations.bench_kept import kept_runs
 from fleet_controller.operations.bench_plan import StoredBenchPlan, load_bench_plan
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import problem_of
+from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.results.columns import Result
 from fleet_controller.transport.errors import TransportError
 from fleet_inventory.hosts import Host
@@ -61,7 +62,7 @@ class _Deciding:
         started = time.monotonic()
         lost = False
         while True:
-            standing = contest(self._context, self._cells, self._request, self._broken)
+            standing = await in_daemon_thread(self._standing)
             left = None if self._budget is None else self._budget - (time.monotonic() - started)
             step = next_run(standing.candidates.values(), standing.faster, left)
             if isinstance(step, Stop) or lost:
@@ -83,6 +84,9 @@ class _Deciding:
         end = ended(self._host, self._outcomes, list(self._broken.values()))
         stop = step if isinstance(step, Stop) else None
         yield decided(end, standing, stop, self._ran)
+
+    def _standing(self) -> Contest:
+        return contest(self._context, self._cells, self._request, self._broken)
 
     def _once_more(self, cell: PlannedCell) -> PlannedCell:
         present, _ = kept_runs(self._context, cell.shown.cell_id)

@@ -20,6 +20,7 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import HostState, gather_state
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.resolving import named, resolve_for
+from fleet_controller.operations.threads import in_daemon_thread
 from fleet_inventory.hosts import Host
 
 
@@ -44,7 +45,7 @@ async def plan_bench(context: FleetContext, request: BenchRequest) -> StoredBenc
             raise OperationError("no-model", "name a model", "fleet models lists them", usage=True)
         cells = await _model_cells(context, request, suite)
     if request.purpose is BenchPurpose.DECIDE:
-        cells = with_reasons(context, request, cells)
+        cells = await in_daemon_thread(lambda: with_reasons(context, request, cells))
     return _kept(context, request, suite, cells)
 
 
@@ -87,6 +88,8 @@ def _suite(context: FleetContext, request: BenchRequest) -> Suite:
     }
     changes |= {"client": request.client} if request.client else {}
     parts = tuple(dict.fromkeys(part.model_copy(update=changes) for part in suite.parts))
+    if request.purpose is BenchPurpose.DECIDE:
+        parts = parts[:1]  # options are compared in one test
     return suite.model_copy(update={"parts": parts})
 
 

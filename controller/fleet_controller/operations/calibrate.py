@@ -11,6 +11,7 @@ from fleet_controller.operations.bench_plan import load_bench_plan
 from fleet_controller.operations.calibrate_predictions import Foretold, foretold
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.operations.threads import in_daemon_thread
 from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog, load_catalog
 
@@ -30,11 +31,11 @@ async def calibrate(context: FleetContext, plan_id: str) -> AsyncGenerator[HostE
     async for event in bench(context, plan_id):
         if event.done:
             ended.add(event.host)
-            event = _with_predictions(context, catalog, models, first.get(event.host), event)
+            event = await _with_predictions(context, catalog, models, first.get(event.host), event)
         yield event
     for name in first.keys() - ended:
         end = HostEvent(host=name, stage="bench", message="calibrated already", done=True)
-        yield _with_predictions(context, catalog, models, first[name], end)
+        yield await _with_predictions(context, catalog, models, first[name], end)
 
 
 def shown_models(request: BenchRequest, catalog: Catalog) -> tuple[str, ...]:
@@ -50,12 +51,13 @@ def shown_models(request: BenchRequest, catalog: Catalog) -> tuple[str, ...]:
     return models
 
 
-def _with_predictions(
+async def _with_predictions(
     context: FleetContext, catalog: Catalog, models: tuple[str, ...], cell: PlannedCell | None, event: HostEvent
 ) -> HostEvent:
     told: tuple[Foretold, ...] = ()
     if cell is not None and cell.identity is not None:
-        told = foretold(context.database, catalog, models, cell.identity)
+        identity = cell.identity
+        told = await in_daemon_thread(lambda: foretold(context.database, catalog, models, identity))
     result = json.loads(event.result_json) if event.result_json else {"cells": []}
     result["predictions"] = [one.model_dump(mode="json") for one in told]
     return event.model_copy(update={"result_json": json.dumps(result)})
