@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from fleet_controller.choosing.least_squares import Observation, Solution, Term, fit, log_sum
 from fleet_controller.choosing.priors import BELIEFS, ROW_DEVIATION, Parameter, prior_of
@@ -51,39 +50,38 @@ class _Phase:
 
 
 class SpeedModel:
-    """Fitted once, then asked often. Raises ValueError for rows that are not positive."""
+    """Each phase is fitted at its first question. Raises ValueError for rows that are not positive.
 
-    def __init__(self, rows: Iterable[MeasuredSpeed]) -> None:
+    `kept` has what the fit of a phase came to before, from the same rows, as `keep` was given it: such a phase is not
+    fitted again; what cannot be read is.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[MeasuredSpeed],
+        kept: Mapping[Phase, str] | None = None,
+        keep: Callable[[Phase, str], None] | None = None,
+    ) -> None:
         ordered = sorted(rows, key=_order)
         if any(row.tokens_per_second <= 0 for row in ordered):
             raise ValueError("a measured speed is above zero")
-        self._phases = {
-            phase: _fit_phase(phase, tuple(row for row in ordered if row.cell.phase is phase)) for phase in Phase
-        }
+        self._rows = {phase: tuple(row for row in ordered if row.cell.phase is phase) for phase in Phase}
+        self._kept, self._keep = dict(kept or {}), keep
+        self._fitted: dict[Phase, _Phase] = {}
 
-    def solved(self) -> str:
-        """What the fit came to, as JSON: `restored` makes the same model of it and the same rows without fitting."""
-        phases = {
-            phase.value: {"places": list(found.places), "solution": asdict(found.solution)}
-            for phase, found in self._phases.items()
-        }
-        return json.dumps(phases, separators=(",", ":"))
-
-    @classmethod
-    def restored(cls, rows: Iterable[MeasuredSpeed], solved: str) -> "SpeedModel":
-        """Raises ValueError, KeyError or TypeError where `solved` is not what `solved` wrote."""
-        document, ordered = json.loads(solved), sorted(rows, key=_order)
-        model = cls.__new__(cls)
-        model._phases = {
-            phase: _restored_phase(
-                phase, tuple(row for row in ordered if row.cell.phase is phase), document[phase.value]
-            )
-            for phase in Phase
-        }
-        return model
+    def _of(self, phase: Phase) -> _Phase:
+        if phase not in self._fitted:
+            rows = self._rows[phase]
+            found = _restored(phase, rows, self._kept[phase]) if phase in self._kept else None
+            if found is None:
+                found = _fit_phase(phase, rows)
+                if self._keep is not None:
+                    self._keep(phase, _solved(found))
+            self._fitted[phase] = found
+        return self._fitted[phase]
 
     def predict(self, cell: Cell) -> Prediction:
-        phase = self._phases[cell.phase]
+        phase = self._of(cell.phase)
         terms = terms_of(cell)
         found = _evaluate(phase, terms)
         variance = _variance(phase, found.gradient) + ROW_DEVIATION[_PHASE_NAMES[cell.phase]] ** 2
@@ -101,7 +99,7 @@ class SpeedModel:
 
         Narrower than the two predictions suggest: what is not known of a device or an engine that both share falls out.
         """
-        phase = self._phases[first.phase]
+        phase = self._of(first.phase)
         one, other = (_evaluate(phase, terms_of(cell)) for cell in (first, second))
         variance = _variance(phase, _difference(one.gradient, other.gradient))
         half = _NORMAL_90_PERCENT * math.sqrt(variance + 2 * ROW_DEVIATION[_PHASE_NAMES[first.phase]] ** 2)
@@ -110,7 +108,7 @@ class SpeedModel:
 
     def factors(self, phase: Phase) -> dict[Parameter, float]:
         """The fitted factors, for showing and for tests."""
-        found = self._phases[phase]
+        found = self._of(phase)
         return {name: math.exp(found.solution.values[place]) for name, place in found.places.items()}
 
 
@@ -145,14 +143,23 @@ def _fit_phase(phase: Phase, rows: tuple[MeasuredSpeed, ...]) -> _Phase:
     return _Phase(phase, places, solution, rows)
 
 
-def _restored_phase(phase: Phase, rows: tuple[MeasuredSpeed, ...], document: dict[str, Any]) -> _Phase:
-    found = document["solution"]
-    factor = tuple(tuple(row) for row in found["factor"])
-    solution = Solution(tuple(found["values"]), factor, found["loss"], found["iterations"])
-    places = {tuple(name): place for place, name in enumerate(document["places"])}
-    if not len(places) == len(solution.values) == len(factor):
-        raise ValueError("a solution has a value for each parameter")
-    return _Phase(phase, places, solution, rows)
+def _solved(phase: _Phase) -> str:
+    """What a fit came to, as JSON."""
+    return json.dumps({"places": list(phase.places), "solution": asdict(phase.solution)}, separators=(",", ":"))
+
+
+def _restored(phase: Phase, rows: tuple[MeasuredSpeed, ...], solved: str) -> _Phase | None:
+    """What `_solved` wrote; None where it is something else."""
+    try:
+        document = json.loads(solved)
+        found = document["solution"]
+        factor = tuple(tuple(row) for row in found["factor"])
+        solution = Solution(tuple(found["values"]), factor, found["loss"], found["iterations"])
+        places = {tuple(name): place for place, name in enumerate(document["places"])}
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = len(places) == len(solution.values) == len(factor)
+    return _Phase(phase, places, solution, rows) if whole else None
 
 
 def _group(cell: Cell) -> tuple[str, str, str]:

@@ -44,7 +44,7 @@ class _KnownDecider:
         from fleet_controller.choosing.explain import summary
         from fleet_controller.operations.choosing_options import Question, decision_for
 
-        decision = decision_for(host.name, facts, resolved, candidates, self._knowledge, Question())
+        decision = decision_for(host.name, facts, resolved, candidates, self._knowledge, Question(goal_only=True))
         chosen = decision.chosen
         if chosen is None or not chosen.standing.is_known:
             return None

@@ -36,11 +36,18 @@ _TOKENS = {Phase.DECODE: GENERATED_TOKENS, Phase.PREFILL: REQUEST_PROMPT_TOKENS}
 
 @dataclass(frozen=True)
 class Question:
-    """What is decided by: a goal, a floor on quality, and the depth of context at which speeds are compared."""
+    """What is decided by: a goal, a floor on quality, and the depth of context at which speeds are compared.
+
+    `goal_only`: nothing is predicted beside what the goal needs.
+    """
 
     goal: Goal = Goal.DECODE
     quality_floor: float | None = None
     depth: int = 0
+    goal_only: bool = False
+
+    def predicts(self, goal: Goal) -> bool:
+        return not self.goal_only or self.goal in (goal, Goal.LATENCY)
 
 
 def decision_for(
@@ -58,7 +65,7 @@ def decision_for(
     for candidate, option in _named(candidates):
         asked = _wanted(host, facts, candidate, model, question.depth)
         wanted[option.name] = asked
-        options.append(with_figures(option, candidate, asked, model, knowledge))
+        options.append(with_figures(option, candidate, asked, model, knowledge, question))
     phase = _PHASE_OF_GOAL.get(question.goal)
     cells = {name: cell for name, asked in wanted.items() for kind, cell in asked.cells if kind is phase}
     return decide(options, question.goal, question.quality_floor, ties_of(knowledge.speed, cells, question.goal))
@@ -118,18 +125,24 @@ def _option(candidate: Candidate) -> Option:
 
 
 def with_figures(
-    option: Option, candidate: Candidate, wanted: Wanted, model: ModelFacts, knowledge: Knowledge
+    option: Option,
+    candidate: Candidate,
+    wanted: Wanted,
+    model: ModelFacts,
+    knowledge: Knowledge,
+    question: Question,
 ) -> Option:
     artifact = candidate.choice.artifact
     rows = knowledge.rows_of(wanted.models)
     weights = weights_of(artifact)
     bits = weights * 8 / model.parameters if weights and model.parameters else nominal_bits(artifact.quantization)
     quality = knowledge.quality_of(artifact, model.names)
+    decode, prefill = (knowledge.speed if question.predicts(goal) else None for goal in (Goal.DECODE, Goal.PREFILL))
     return option.model_copy(
         update={
             "bits_per_weight": bits,
-            "decode": speed_of(wanted, Metric.DECODE, rows, knowledge.speed),
-            "prefill": speed_of(wanted, Metric.PREFILL, rows, knowledge.speed),
+            "decode": speed_of(wanted, Metric.DECODE, rows, decode),
+            "prefill": speed_of(wanted, Metric.PREFILL, rows, prefill),
             "throughput": throughput_of(wanted, rows),
             "joules_per_token": energy_of(wanted, rows),
             "quality": quality,
