@@ -15,8 +15,9 @@ class ModelShape(Frozen):
     `window_tokens`, and `recurrent_layers` (linear attention, SSM) with a state of fixed size per sequence.
     With multi-head latent attention (MLA) a layer keeps `mla_latent_length` values a token instead of keys and values;
     `mla_head_length` is what a head has once they are unpacked. `recurrent_values_per_layer` is the state proper,
-    `convolution_values_per_layer` the short convolution's that goes with it. `gated_queries`: a gate is computed beside
-    the queries, of the same size. Widths are what a layer's intermediate results come from; 0 = not known.
+    `convolution_values_per_layer` the short convolution's that goes with it, `recurrent_width` what it gives a token.
+    `gated_queries`: a gate is computed beside the queries, of the same size. Widths are what a layer's intermediate
+    results come from; 0 = not known.
     """
 
     architecture: str = ""
@@ -34,6 +35,7 @@ class ModelShape(Frozen):
     query_heads: int = 0
     convolution_values_per_layer: int = 0
     convolution_channels: int = 0
+    recurrent_width: int = 0
     mla_head_length: int = 0
     gated_queries: bool = False
     width: int = 0

@@ -70,6 +70,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         recurrent_values_per_layer=value_heads * value_length * key_length,
         convolution_values_per_layer=max(_integer(config, "linear_conv_kernel_dim") - 1, 0) * channels,
         convolution_channels=channels,
+        recurrent_width=value_heads * value_length,
         width=_integer(config, "hidden_size"),
         feed_forward=_integer(config, "intermediate_size"),
         vocabulary=_integer(config, "vocab_size"),

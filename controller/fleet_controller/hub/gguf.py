@@ -318,6 +318,7 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
         recurrent_values_per_layer=inner * state,
         convolution_values_per_layer=max(header.integer("ssm.conv_kernel") - 1, 0) * channels,
         convolution_channels=channels,
+        recurrent_width=inner,
         gated_queries=_gated(header, heads * key_length),
         width=header.integer("embedding_length"),
         feed_forward=header.integer("feed_forward_length"),

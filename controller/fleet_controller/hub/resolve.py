@@ -254,6 +254,7 @@ def catalog_shape(architecture: Architecture, max_context: int) -> ModelShape:
         recurrent_values_per_layer=linear.v_heads * linear.head_dimension**2 if linear else 0,
         convolution_values_per_layer=(SHORT_CONVOLUTION - 1) * channels,
         convolution_channels=channels,
+        recurrent_width=linear.v_heads * linear.head_dimension if linear else 0,
         mla_head_length=architecture.head_dimension if latent else 0,
         gated_queries=linear is not None,
         width=architecture.hidden_size,

@@ -20,6 +20,7 @@ class MemoryPool(Frozen):
     `free_bytes` is the smaller of two ledgers: what the device says, and what our other services left of the total.
     `spill_bytes` is memory outside the pool that a backend with offload may use for the rest of a model. `device` is
     what the memory belongs to, as corrections are kept for it; `corrections` is what servers took on hosts like this.
+    `by_device` has (free, total) of each GPU where all are known.
     """
 
     kind: str
@@ -29,6 +30,14 @@ class MemoryPool(Frozen):
     devices: int = 1
     device: str = ""
     corrections: Corrections = Corrections()
+    by_device: tuple[tuple[int, int], ...] = ()
+
+    def evenly(self) -> "MemoryPool":
+        """The pool for a server that deals the same amount to each device: the fullest one counts for all of them."""
+        if len(self.by_device) < 2 or self.free_bytes is None:
+            return self
+        free, total = (min(values) * len(values) for values in zip(*self.by_device, strict=True))
+        return self.model_copy(update={"free_bytes": min(self.free_bytes, free), "total_bytes": total})
 
 
 def device_name(facts: HostFacts, gpus: tuple[GpuFacts, ...]) -> str:
@@ -132,7 +141,17 @@ def _vram(
     returned = _returned(replaced, replaced.gpu_memory_bytes) if replaced else 0
     free = _both_ledgers(_sum(gpu.memory_free_bytes for gpu in gpus), returned, total, _promised(neighbours))
     spill = facts.memory.available_bytes or 0
-    return MemoryPool(kind=VRAM, free_bytes=free, total_bytes=total, spill_bytes=spill, devices=len(gpus))
+    known = [(gpu.memory_free_bytes, gpu.memory_total_bytes) for gpu in gpus]
+    sizes = tuple((free, total) for free, total in known if free is not None and total is not None)
+    return MemoryPool(
+        kind=VRAM,
+        free_bytes=free,
+        total_bytes=total,
+        spill_bytes=spill,
+        devices=len(gpus),
+        # What a replaced service gives back is not known device by device: then the sum has to do.
+        by_device=sizes if len(sizes) == len(gpus) and not returned else (),
+    )
 
 
 def _unified(facts: HostFacts, others: tuple[ServiceStatus, ...], replaced: ServiceStatus | None) -> MemoryPool:

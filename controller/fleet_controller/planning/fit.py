@@ -142,6 +142,7 @@ def _preallocated(
     Where all fits into the part, what is left of it is one more line; else the pool is no larger than the part.
     """
     taken = use.preallocation
+    pool = pool.evenly() if taken is not None else pool
     whole = None if taken is None else pool.free_bytes if taken.of_free_memory else pool.total_bytes
     if taken is None or whole is None or pool.free_bytes is None:
         return lines, pool

@@ -158,6 +158,21 @@ def test_a_part_of_what_is_free_shrinks_with_it() -> None:
     assert taken(12 * GB, 0.8, free_bytes=15 * GB, of_free_memory=True).verdict is FitVerdict.REFUSED
 
 
+def test_what_is_dealt_out_evenly_must_fit_on_the_fullest_device() -> None:
+    """Four cards of 25 GB: 96 GB are free together, but one has 18 GB, and the server wants 20 GB of each."""
+    pool = MemoryPool(
+        kind="VRAM", free_bytes=96 * GB, total_bytes=100 * GB, devices=4,
+        by_device=((18 * GB, 25 * GB), *[(26 * GB, 25 * GB)] * 3),
+    )  # fmt: skip
+    use = BACKENDS["sglang"].memory_use(8192, 1, True)
+    use = use.model_copy(update={"preallocation": Preallocation(fraction=0.8)})
+    artifact = ModelArtifact(format="safetensors", weights_bytes=9 * GB)
+    uneven = judge_fit(artifact, shape("qwen3.5-4b"), use, pool, offloads=False)
+    assert uneven.verdict is FitVerdict.REFUSED and uneven.free_bytes == 72 * GB
+    even = pool.model_copy(update={"by_device": ((24 * GB, 25 * GB),) * 4})
+    assert judge_fit(artifact, shape("qwen3.5-4b"), use, even, offloads=False).verdict is FitVerdict.FITS
+
+
 def test_heads_decide_over_how_many_gpus_a_model_goes() -> None:
     glm, qwen = shape("glm-4.7-flash"), shape("qwen3.5-4b")
     assert [glm.tensor_parallel_size(count) for count in (0, 1, 2, 3, 4, 8)] == [0, 1, 2, 2, 4, 5]

@@ -20,9 +20,9 @@ def compute_bytes(shape: ModelShape, use: MemoryUse) -> int:
     if not shape.width or not use.micro_batch_tokens:
         return 0
     tokens = batch_tokens(use)
-    columns = max(_attention(shape), _linear_attention(shape, use), _feed_forward(shape), _experts(shape))
-    busiest = columns * tokens * F32_BYTES + mask_bytes(use) + _scores_bytes(shape, use)
-    return max(busiest, _logits_bytes(shape, use))
+    attending = _attention(shape) * tokens * F32_BYTES + _scores_bytes(shape, use)
+    columns = max(_linear_attention(shape, use), _feed_forward(shape), _experts(shape))
+    return max(max(attending, columns * tokens * F32_BYTES) + mask_bytes(use), _logits_bytes(shape, use))
 
 
 def input_bytes(shape: ModelShape, use: MemoryUse) -> int:
@@ -69,12 +69,13 @@ def _attention(shape: ModelShape) -> int:
 
 
 def _linear_attention(shape: ModelShape, use: MemoryUse) -> int:
-    """Gated delta net: the convolution's input and output, and with several sequences the state beside them."""
+    """Gated delta net: the convolution's output with queries and keys made of it, gate and result; and the states of
+    all sequences, which do not grow with the batch, before and after.
+    """
     if not shape.convolution_channels:
         return 0
-    if use.sequences > 1:
-        return _CARRIED * shape.width + 3 * shape.convolution_channels
-    return (_CARRIED + 1) * shape.width + 2 * shape.convolution_channels
+    states = 5 * shape.recurrent_values_per_layer * use.sequences // (2 * batch_tokens(use))
+    return (_CARRIED - 1) * shape.width + 2 * shape.convolution_channels + shape.recurrent_width + states
 
 
 def _feed_forward(shape: ModelShape) -> int:
