@@ -32,6 +32,7 @@ __all__ = [
     "forget",
     "identity_of",
     "is_alive",
+    "is_child",
     "resident_bytes",
     "send_signal",
     "spawn",
@@ -92,6 +93,14 @@ def exit_code(identity: ProcessIdentity) -> int | None:
     """
     child = _children.get(identity)
     return None if child is None else child.poll()
+
+
+def is_child(identity: ProcessIdentity) -> bool:
+    """Whether this process spawned it and has not forgotten it: then its end is not missed.
+
+    exit_code() may be None for a moment after the end: the kernel tells it once the last thread has gone.
+    """
+    return identity in _children
 
 
 def forget(identity: ProcessIdentity) -> None:

@@ -16,6 +16,7 @@ from fleet_agent.process import (
     exit_code,
     forget,
     is_alive,
+    is_child,
     resident_bytes,
     terminate_tree,
     tree_members,
@@ -249,7 +250,7 @@ class ManagedService:
                     await self._launch()
                 process = self.record.process
                 if process is not None:
-                    watched = is_alive(process) or exit_code(process) is not None
+                    watched = is_alive(process) or is_child(process)
                     if watched:
                         await self._attend(process)
                     # What a dead server left behind (workers that hold the device) goes before the next start.

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fleet_agent.process import (
     forget,
     identity_of,
     is_alive,
+    is_child,
     resident_bytes,
     send_signal,
     spawn,
@@ -223,3 +225,27 @@ def test_a_spawned_process_leads_its_own_session_and_inherits_no_file() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+# Its first thread ends and another one goes on: for the kernel a zombie whose exit code nobody can have yet.
+LEADER_THAT_LEAVES = """
+import ctypes, platform, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread leaves by a system call of Linux")
+def test_an_end_whose_code_comes_later_is_still_that_of_our_child() -> None:
+    child = spawn([sys.executable, "-c", LEADER_THAT_LEAVES], ENVIRONMENT)
+    try:
+        assert is_child(child)
+        while is_alive(child):
+            time.sleep(0.01)
+        assert exit_code(child) is None and is_child(child)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+    while exit_code(child) is None:
+        time.sleep(0.01)
+    forget(child)
+    assert not is_child(child)
