@@ -186,7 +186,9 @@ class Link:
         started = time.monotonic()
         try:
             count = self.connection.recv_into(view)
-        except TimeoutError:
+        except TimeoutError as error:
+            if error.errno is not None:  # the kernel has given the link up; a tick that passed has no number
+                raise _lost(error) from None
             self._be_quiet(min(time.monotonic() - started, 2 * TICK_SECONDS))
             return 0
         except OSError as error:
