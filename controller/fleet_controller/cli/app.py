@@ -13,6 +13,7 @@ from fleet_controller.cli import (
     endpoints,
     eval,
     hosts,
+    lab,
     results,
     results_group,
     rollout,
@@ -44,6 +45,7 @@ def _root(
 
 hosts.register(app)
 deploy.register(app)
+lab.register(app)
 choose.register(app)
 endpoints.register(app)
 bench.register(app)

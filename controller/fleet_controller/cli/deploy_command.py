@@ -75,10 +75,10 @@ def _demand_reference(api_key: str) -> None:
 
 async def _deploy(options: DeployOptions) -> None:
     async with connected_controller() as controller:
-        plan, asks_about_script = await _plan(controller, options), False
+        plan, asks_about_script = await plan_of(controller, options), False
         if may_ask_for_script(plan.hosts, agreed=options.run_installer, dry_run=options.dry_run):
             options, asks_about_script = replace(options, run_installer=True), True
-            plan = await _plan(controller, options)
+            plan = await plan_of(controller, options)
         shown = sys.stderr if options.as_json else sys.stdout
         if not (options.dry_run and options.as_json):
             print_plan(plan, with_commands=options.dry_run, stream=shown)
@@ -89,12 +89,7 @@ async def _deploy(options: DeployOptions) -> None:
             names = ", ".join(host.host for host in to_run)
             if not confirm(f"Deploy to {names}?", options.yes and not asks_about_script):
                 raise typer.Exit(0)
-            events = controller.Deploy(
-                controller_pb2.DeployRequest(
-                    plan_id=plan.plan_id, canary=options.order.canary, strategy=strategy_of(options.order)
-                )
-            )
-            finished = await follow_events(events, quiet=options.as_json)
+            finished = await run_plan(controller, options, plan, quiet=options.as_json)
     if options.as_json:
         print_json(_document(plan, finished, options.dry_run))
     elif not options.dry_run:
@@ -102,7 +97,17 @@ async def _deploy(options: DeployOptions) -> None:
     _leave(plan, finished)
 
 
-async def _plan(controller: Any, options: DeployOptions) -> controller_pb2.DeployPlan:
+async def run_plan(
+    controller: Any, options: DeployOptions, plan: controller_pb2.DeployPlan, quiet: bool
+) -> list[controller_pb2.HostEvent]:
+    """Carry a plan out as a rollout in the order of the options; each host's last event."""
+    request = controller_pb2.DeployRequest(
+        plan_id=plan.plan_id, canary=options.order.canary, strategy=strategy_of(options.order)
+    )
+    return await follow_events(controller.Deploy(request), quiet=quiet)
+
+
+async def plan_of(controller: Any, options: DeployOptions) -> controller_pb2.DeployPlan:
     """With --wait, the first plan that no bench stands in the way of."""
     request, said = _request(options), ""
     while True:

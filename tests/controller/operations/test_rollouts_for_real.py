@@ -207,3 +207,26 @@ def test_what_somebody_deployed_since_is_left_alone(fleet: FleetWorld, deploy: l
     assert "comes first" in early.stderr
     fleet.document("rollout", "undo", "--yes")
     assert contexts(fleet) == {"a": 512}
+
+
+def test_a_lab_file_is_compared_and_brought_about(fleet: FleetWorld, deploy: list[str], llama_cpp_bin: Path) -> None:
+    fleet.document(*deploy, *on("a", "b"), "--context", "512")
+    lab = fleet.config / "lab.yaml"
+    entry = f"  - model: {deploy[1]}\n    quantization: F16\n    backend: llama.cpp\n    engine_path: {llama_cpp_bin}\n"
+    lab.write_text(f"models:\n{entry}    context: 512\n    hosts: a, c\nstop_others: true\norder: {{wave: 50%}}\n")
+    rows = fleet.document("diff")
+    assert {host["host"]: host["action"] for host in rows["plan"]} == {"a": "keep", "c": "start"}
+    assert rows["not_in_file"] == [{"host": "b", "service": MODEL, "action": "stop"}]
+    assert rows["changes"]
+    assert contexts(fleet) == {"a": 512, "b": 512}
+    done = fleet.document("apply", "--yes")["hosts"]
+    assert [(host["host"], host["ok"]) for host in done] == [("b", True), ("c", True)]
+    stopped = [service for entry in fleet.document("ps", "b")["hosts"] for service in entry["services"]]
+    assert [service["state"] for service in stopped] == ["stopped"]
+    again = fleet.run("diff")
+    assert "nothing to change" in again.stdout
+    lab.write_text("models:\n  - hosts: a\n  - model: x\n    backnd: y\n")
+    wrong = fleet.run("apply", "--yes", code=2).stderr
+    assert "lab.yaml:4: models[1].backnd: unknown key, did you mean 'backend'?" in wrong
+    lab.write_text("models:\n  - hosts: a\n")
+    assert "lab.yaml:2: models[0]: names neither a model nor a repository" in fleet.run("diff", code=2).stderr
