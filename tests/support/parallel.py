@@ -25,6 +25,8 @@ ALONE_FILES = (
     # figures are compared.
     "tests/controller/operations/test_golden_bench.py",
     "tests/controller/operations/test_bench_for_real.py",
+    # A stranger must get his share of a CPU to be noticed.
+    "tests/agent/measuring/test_bench_beside_a_stranger.py",
 )
 ALONE = "alone"
 WORKERS_PER_CPU = 2
