@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Certainty, Conditions, Figure, predicted_figure
 from fleet_controller.choosing.priors import BELIEFS
+from fleet_controller.choosing.speculation import method_of, speculation_of
 from fleet_controller.choosing.speed import SpeedModel
 from fleet_controller.choosing.work import Cell, Phase
 from fleet_controller.domain.base import Frozen
@@ -38,7 +39,8 @@ class Machine(Frozen):
 class Wanted(Frozen):
     """What a figure is wanted of. `models` are the names that results may have for the model, in lower case.
 
-    `client` is the engine's own measuring tool; `cells` are what a prediction needs, by phase; none: nothing to go by.
+    `client` is the engine's own measuring tool, `speculation` how it would speculate ("" = not at all). `cells` are
+    what a prediction needs, by phase; none: nothing to go by.
     """
 
     machine: Machine
@@ -50,6 +52,7 @@ class Wanted(Frozen):
     artifact_hash: str = ""
     weights_bytes: int | None = None
     depth: int = 0
+    speculation: str = ""
     cells: tuple[tuple[Phase, Cell], ...] = ()
 
 
@@ -131,6 +134,11 @@ def _is_same_file(wanted: Wanted, row: Result) -> bool:
     if not wanted.weights_bytes or not row.artifact_bytes:
         return True
     return abs(row.artifact_bytes / wanted.weights_bytes - 1) <= SAME_FILE_WITHIN
+
+
+def _speculation(row: Result) -> str:
+    """Reference rows describe it, those of benches have the engine's flags."""
+    return method_of(row.flags) if row.source is Source.REFERENCE else speculation_of(row.flags)
 
 
 def _is_here(wanted: Wanted, row: Result) -> bool:

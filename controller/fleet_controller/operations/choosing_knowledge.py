@@ -10,8 +10,10 @@ from functools import cache, cached_property
 from fleet_controller.benchmarking.calibration import calibration_work
 from fleet_controller.choosing.options import Quality
 from fleet_controller.choosing.reference import device_named, own_speed, reference_speeds
+from fleet_controller.choosing.speculation import Pair, pairs_of
 from fleet_controller.choosing.speed import SpeedModel
 from fleet_controller.choosing.work import DeviceFacts, MeasuredSpeed, ModelWork, work_of
+from fleet_controller.choosing.work_of_headers import work_of_artifacts
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_fit import SOLVED_FILE, fitted
 from fleet_controller.results.columns import Metric, Result
@@ -58,7 +60,11 @@ class Knowledge:
     def facts_of(self, resolved: ResolvedModel) -> ModelFacts:
         """By the name that is shown, since a service may be called as its user likes."""
         found = self._facts_of(resolved.display_name or resolved.name)
-        return found if found.work is not None else replace(found, names=found.names | {resolved.name.lower()})
+        if found.work is not None:
+            return found
+        work = work_of_artifacts(resolved)
+        names = found.names | {resolved.name.lower()}
+        return replace(found, names=names, work=work, parameters=work.parameters if work else None)
 
     def _facts_of(self, name: str) -> ModelFacts:
         key = name.lower()
@@ -94,6 +100,11 @@ class Knowledge:
         mine = [row for row in self._quality_rows if row.model.lower() in names]
         digest = file_hash(artifact) or _hash_among(mine, artifact)
         return quality_for(mine, digest) if digest else None
+
+    @cached_property
+    def speculation(self) -> tuple[Pair, ...]:
+        """What was measured with speculation and without."""
+        return pairs_of(self._measured)
 
     def speed(self) -> SpeedModel:
         """The predictions, fitted once for the same rows."""

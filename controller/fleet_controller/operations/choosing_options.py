@@ -20,6 +20,7 @@ from fleet_controller.choosing.known import (
 )
 from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option, Quality
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
+from fleet_controller.choosing.speculation import method_of, verdict_of
 from fleet_controller.choosing.ties import ties_of
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
 from fleet_controller.domain.facts import HostFacts
@@ -63,7 +64,7 @@ def decision_for(
     options: list[Option] = []
     wanted: dict[str, Wanted] = {}
     for candidate, option in _named(candidates):
-        asked = _wanted(host, facts, candidate, model, question.depth)
+        asked = _wanted(host, facts, resolved, candidate, model, question.depth)
         wanted[option.name] = asked
         options.append(with_figures(option, candidate, asked, model, knowledge, question))
     phase = _PHASE_OF_GOAL.get(question.goal)
@@ -147,7 +148,7 @@ def with_figures(
             "joules_per_token": energy_of(wanted, rows),
             "quality": quality,
             "held_back": held_back(bits, quality),
-            "notes": tuple(_notes(candidate, wanted)),
+            "notes": (*_notes(candidate, wanted), *_speculation(wanted, knowledge)),
         }
     )
 
@@ -169,6 +170,18 @@ def _notes(candidate: Candidate, wanted: Wanted) -> Iterable[str]:
         yield f"predicted as on one GPU: its layers lie on {wanted.machine.device_count}, one after another"
 
 
+def _speculation(wanted: Wanted, knowledge: Knowledge) -> Iterable[str]:
+    """What measured pairs say of the speculation that it would be served with."""
+    cell = dict(wanted.cells).get(Phase.DECODE)
+    if cell is None or not cell.engine.speculation:
+        return
+    verdict = verdict_of(cell, knowledge.speculation)
+    if verdict is None:
+        yield f"it speculates ({cell.engine.speculation}); whether that pays here, no measured pair tells"
+    else:
+        yield verdict.text + ("; --no-speculative leaves it out" if verdict.loses else "")
+
+
 def weights_of(artifact: ModelArtifact) -> int | None:
     """Bytes of the language model: a multimodal projector is not read for a token."""
     if artifact.weights_bytes is None:
@@ -177,7 +190,9 @@ def weights_of(artifact: ModelArtifact) -> int | None:
     return artifact.weights_bytes - projector
 
 
-def _wanted(host: str, facts: HostFacts, candidate: Candidate, model: ModelFacts, depth: int) -> Wanted:
+def _wanted(
+    host: str, facts: HostFacts, resolved: ResolvedModel, candidate: Candidate, model: ModelFacts, depth: int
+) -> Wanted:
     choice = candidate.choice
     artifact, backend = choice.artifact, choice.backend
     machine = Machine(
@@ -186,6 +201,7 @@ def _wanted(host: str, facts: HostFacts, candidate: Candidate, model: ModelFacts
         device_count=max(len(candidate.gpu_indices), 1),
         gpu_cores=facts.apple.gpu_cores if facts.apple and not candidate.gpu_indices else None,
     )
+    speculation = method_of(" ".join(resolved.overrides_for(backend).speculative))
     return Wanted(
         machine=machine,
         models=model.names,
@@ -196,11 +212,14 @@ def _wanted(host: str, facts: HostFacts, candidate: Candidate, model: ModelFacts
         artifact_hash=file_hash(artifact),
         weights_bytes=weights_of(artifact),
         depth=depth,
-        cells=tuple(_cells(machine, candidate, model, depth)),
+        speculation=speculation,
+        cells=tuple(_cells(machine, candidate, model, speculation, depth)),
     )
 
 
-def _cells(machine: Machine, candidate: Candidate, model: ModelFacts, depth: int) -> Iterable[tuple[Phase, Cell]]:
+def _cells(
+    machine: Machine, candidate: Candidate, model: ModelFacts, speculation: str, depth: int
+) -> Iterable[tuple[Phase, Cell]]:
     """What a prediction needs, where all of it is known; none for a model that is dealt out to several GPUs."""
     choice = candidate.choice
     weights = weights_of(choice.artifact)
@@ -215,6 +234,7 @@ def _cells(machine: Machine, candidate: Candidate, model: ModelFacts, depth: int
         runtime=runtime_of(device),
         version=candidate.version,
         flash_attention=uses_flash_attention(backend, "", candidate.version, ""),
+        speculation=speculation,
     )
     for phase in Phase:
         yield (
