@@ -72,9 +72,9 @@ async def test_a_second_bench_waits_for_the_first(agent: Agent, model: Path) -> 
 
 
 async def test_a_killed_runner_measures_again_and_leaves_no_lease_and_no_child(agent: Agent, model: Path) -> None:
-    await agent.supervisor.submit(JobSpec("job", "bench", (bench(model, "-r", "100"),)))
-    await agent.until("job", is_mark)
+    await agent.supervisor.submit(JobSpec("job", "bench", (bench(model, *LONG),)))
     runner = await agent.runner("job")
+    await agent.until("job", is_mark)
     (child,) = json.loads((agent.folder("job").path / "children.json").read_text())
     await kill(runner)
     events = await agent.finish("job")
