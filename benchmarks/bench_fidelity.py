@@ -152,7 +152,9 @@ def by_fleet(bench: Bench, side: Side) -> None:
     began = time.time()
     document = bench.fleet(*bench.bench_arguments(), "--yes", "--again")
     ended = time.time()
-    side.add_part("agent_cpu_seconds", agent_cpu_seconds() - agent)
+    side.add_part(
+        "agent_cpu_seconds", sum(used - agent[pid] for pid, used in agent_cpu_seconds().items() if pid in agent)
+    )
     side.wall.wall_seconds.append(ended - began)
     add_parts(bench, side, planned, began, ended)
     (cell,) = document["hosts"][0]["result"]["cells"]
@@ -180,15 +182,15 @@ def add_parts(bench: Bench, side: Side, planned: float, began: float, ended: flo
     side.add_part("runner_cpu_seconds", float(details.get("runner_cpu_seconds", math.nan)))
 
 
-def agent_cpu_seconds() -> float:
-    """CPU time so far of the agents that this user runs here; 0.0 where /proc does not tell."""
-    found = 0.0
+def agent_cpu_seconds() -> dict[str, float]:
+    """CPU time so far of each agent that this user runs here, by pid; none where /proc does not tell."""
+    found: dict[str, float] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
             if b"fleet_agent" in words and b"serve" in words and entry.stat().st_uid == os.getuid():
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                found[entry.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return found
 
 
