@@ -18,8 +18,9 @@ UNHEARD_SECONDS = 1.0
 SLOWER_BY = 3.0
 BETTER_BY = 2.0
 # What a fast host can lack without being slow: pieces under way, and half a second of its upstream's rate.
-LEAST_GAP_BYTES = 4 << 20
+LEAST_GAP_BYTES = 2 << 20
 GAP_SECONDS = 0.5
+LACKING_SECONDS = 0.5
 
 
 class Sample(Frozen):
@@ -116,13 +117,17 @@ def _own_rate(samples: Sequence[Sample], server: Sequence[Sample], name: str) ->
             return None
     first = found[0]
     mine = (last.arrived_bytes - first.arrived_bytes) / (last.at_seconds - first.at_seconds)
-    # It must have lacked something that its server had, all through the window.
+    # It must lack what its server has, and for a while already: a server that just caught up has not been waited for.
     lacking = max(LEAST_GAP_BYTES, GAP_SECONDS * mine)
-    then = [sample for sample in server if sample.at_seconds <= first.at_seconds + WINDOW_SECONDS / 4]
-    had = then[-1] if then else server[0]
-    if had.verified_bytes - first.verified_bytes < lacking or server[-1].verified_bytes - last.verified_bytes < lacking:
+    since = last.at_seconds - LACKING_SECONDS
+    if _at(server, since) - _at(samples, since) < lacking or server[-1].verified_bytes - last.verified_bytes < lacking:
         return None
     return mine
+
+
+def _at(samples: Sequence[Sample], seconds: float) -> int:
+    """Bytes verified at that time, as last told before it."""
+    return next((sample for sample in reversed(samples) if sample.at_seconds <= seconds), samples[0]).verified_bytes
 
 
 def _due_rate(
