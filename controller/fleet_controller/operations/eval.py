@@ -189,7 +189,7 @@ async def _perplexity(
     judged_by_path = {one.path: one for cell in cells for one in (cell.judged, cell.base) if one is not None}
     results = [answer for answer in answers if answer.get("state_key") == key]
     base_hash = ""
-    for number, result in enumerate(results):
+    for result in results:
         compares = "--kl-divergence" in result.get("argv", ())
         if not compares and "--kl-divergence-base" in result.get("argv", ()):
             base_hash = str(result["artifacts"][0]["sha256"])
@@ -198,9 +198,7 @@ async def _perplexity(
             continue  # its file of probabilities was there already: its figure was kept by the run that made it
         judged = judged_by_path[str(result["artifacts"][0]["path"])]
         version = _version(answers, judged)
-        for row in perplexity_rows(
-            host.name, judged, base_hash, corpus, f"{key}-{number}", job.job_id, version, result
-        ):
+        for row in perplexity_rows(host.name, judged, base_hash, corpus, key, job.job_id, version, result):
             save_quality(context.database, row)
             rows.append(row)
             yield HostEvent(host=host.name, stage="evaluate", message=f"{judged.quantization}: {_text(row)}")

@@ -142,7 +142,9 @@ def planned_server(
     paused = in_the_way(case, ()) if request.pause_services else []
     services = tuple(status for status in case.state.services if status.spec.name not in paused)
     problem = Problem(code="no-plan", message="no context was tried")
-    for context_tokens in (request.context,) if request.context else contexts:
+    longest = resolved.max_context or max(contexts)
+    fitting = tuple(tokens for tokens in contexts if tokens <= longest) or (longest,)
+    for context_tokens in (request.context,) if request.context else fitting:
         wanted = DeployRequest(
             model=resolved.name,
             backend=request.backend,
@@ -158,7 +160,7 @@ def planned_server(
         if planned.plan.action is PlanAction.START and planned.prepare is not None:
             return planned.plan, planned.prepare.steps, planned.prepare.disk_needed_bytes
         problem = planned.plan.problem or Problem(code="no-plan", message=planned.plan.reason)
-        if problem.code not in ("does-not-fit", "context-too-long"):
+        if problem.code != "does-not-fit":
             break
     refused = planned.plan.action is PlanAction.REFUSE
     raise CellStopped(CellAction.REFUSE if refused else CellAction.FAIL, problem)

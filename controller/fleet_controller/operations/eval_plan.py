@@ -31,6 +31,8 @@ from fleet_controller.operations.resolving import named, resolve_for
 from fleet_controller.planning.render import render
 from fleet_inventory.hosts import Host
 
+WHOLE_DATASET = 12_032
+
 
 async def plan_eval(context: FleetContext, request: EvalRequest) -> StoredEvalPlan:
     """Raises OperationError where the request itself cannot be met."""
@@ -111,7 +113,7 @@ def _with_questions(
     steps = (*cell.steps, *(harness_here.steps if needs_harness else ()))
     questions = len(asking.questions) if asking is not None else 0
     workers = asking.workers if asking is not None else 0
-    estimate = estimated(case.context, case.host.name, judged, protocol, questions or DEFAULT_QUESTIONS, workers)
+    estimate = estimated(case.context, case.host.name, judged, protocol, questions or _expected(request), workers)
     shown = cell.shown.model_copy(
         update={
             "questions": questions,
@@ -127,6 +129,11 @@ def _with_questions(
         update={"shown": shown, "steps": steps, "disk_needed_bytes": cell.disk_needed_bytes + extra}
     )
     return _judged_already(case, request, protocol, found, dataset, asking)
+
+
+def _expected(request: EvalRequest) -> int:
+    """Questions that will be asked, before the data set is here: MMLU-Pro has 12,032."""
+    return WHOLE_DATASET if request.all else request.questions or DEFAULT_QUESTIONS
 
 
 def _judged_already(

@@ -29,26 +29,13 @@ def question_row(
 ) -> QualityRow:
     """Raises OperationError where a question has no answer."""
     outcome = result.get("outcome") or {}
-    found = {str(answer["id"]): answer for answer in outcome.get("answers", ())}
-    missing = [question.name for question in asking.questions if question.name not in found]
-    if missing:
-        message = f"{len(missing)} of {len(asking.questions)} questions have no answer"
-        raise OperationError("eval-incomplete", message, "repeat the command: it asks only these")
-    right = set(outcome["right"]) if protocol is LM_EVAL else None
-    answers, tally = {}, defaultdict[str, list[int]](lambda: [0, 0])
+    answers = _judged_answers(protocol, asking, outcome)
+    tally = defaultdict[str, list[int]](lambda: [0, 0])
     for question in asking.questions:
-        said = found[question.name]
-        good = question.name in right if right is not None else said["found"] == question.answer
-        answers[question.name] = {
-            "right": int(good), "letter": said["found"], "finish": said["finish"], "tokens": said["tokens"],
-            "seconds": said["seconds"], **({"error": said["error"]} if said["error"] else {}),
-            **({"tail": said["tail"]} if said["tail"] else {}),
-        }  # fmt: skip
-        tally[question.category][0] += good
+        tally[question.category][0] += answers[question.name]["right"]
         tally[question.category][1] += 1
-    score = score_of(
-        {name: (hit, count) for name, (hit, count) in tally.items()}, subject_sizes(dataset, asking.questions)
-    )
+    found = {name: (right, count) for name, (right, count) in tally.items()}
+    score = score_of(found, subject_sizes(dataset, asking.questions))
     seconds = [said["seconds"] for said in answers.values() if said["seconds"]]
     return QualityRow(
         run_id=run_id,
@@ -87,17 +74,36 @@ def question_row(
     )
 
 
+def _judged_answers(protocol: Protocol, asking: Asking, outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each question whether it is right, and what there is to know of its answer. Where lm_eval scored, its word."""
+    found = {str(answer["id"]): answer for answer in outcome.get("answers", ())}
+    missing = [question.name for question in asking.questions if question.name not in found]
+    if missing:
+        message = f"{len(missing)} of {len(asking.questions)} questions have no answer"
+        raise OperationError("eval-incomplete", message, "repeat the command: it asks only these")
+    right = set(outcome["right"]) if protocol is LM_EVAL else None
+    answers = {}
+    for question in asking.questions:
+        said = found[question.name]
+        good = question.name in right if right is not None else said["found"] == question.answer
+        told = {name: said[name] for name in ("finish", "tokens", "seconds")}
+        more = {name: said[name] for name in ("error", "tail") if said[name]}
+        answers[question.name] = {"right": int(good), "letter": said["found"], **told, **more}
+    return answers
+
+
 def perplexity_rows(
     host: str,
     judged: Judged,
     base_hash: str,
     corpus: Corpus,
-    run_id: str,
+    key: str,
     job_id: str,
     version: str,
     result: dict[str, Any],
 ) -> list[QualityRow]:
     """Perplexity and, where the run compared, KL divergence. Raises PerplexityError."""
+    run_id = f"{key}-{_artifact_hash(result)[:12]}"
     printed = perplexity.parse(str(result.get("stdout", "")), str(result.get("stderr", "")))
     settings = f"{printed.chunks} chunks of {printed.context_tokens} tokens"
     common = {
