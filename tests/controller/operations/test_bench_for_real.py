@@ -20,8 +20,16 @@ MODEL = "tiny"
 # The machine that runs the tests is no quiet one: nobody is a stranger here.
 SUITES = {
     "short": "prompt_tokens: 32, generation_tokens: 4, depths: [0, 64], repetitions: 3",
-    "long": "prompt_tokens: 64, generation_tokens: 64, repetitions: 100",
+    "held": "prompt_tokens: 16, generation_tokens: 4, repetitions: 2",
 }
+# The real llama-bench, which begins when the test lets it: "measuring" appears, and "hold" goes.
+GATED_BENCH = """#!/bin/sh
+case " $* " in *" --progress "*)
+    : > "{folder}/measuring"
+    while [ -e "{folder}/hold" ]; do sleep 0.05; done
+esac
+exec "{real}" "$@"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +45,50 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetWorld]:
         yield world
 
 
+@pytest.fixture(scope="module")
+def engine(fleet: FleetWorld, llama_cpp_bin: Path) -> Path:
+    """A folder of llama.cpp's binaries whose llama-bench can be held."""
+    folder = fleet.folder / "engine"
+    folder.mkdir()
+    texts = {
+        "llama-server": f'#!/bin/sh\nexec "{llama_cpp_bin}/llama-server" "$@"\n',
+        "llama-bench": GATED_BENCH.format(folder=fleet.folder, real=llama_cpp_bin / "llama-bench"),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @pytest.fixture
-def bench(fleet: FleetWorld, llama_cpp_bin: Path) -> Iterator[list[str]]:
+def bench(fleet: FleetWorld, engine: Path) -> Iterator[list[str]]:
     """A bench of a model file of its own, so that no test finds another one's results."""
     path = fleet.folder / f"{MODEL}-{time.monotonic_ns()}.gguf"
     os.link(fleet.folder / f"{MODEL}.gguf", path)
-    yield ["bench", str(path), "--hosts", "a", "--engine-path", str(llama_cpp_bin), "--yes", "--suite"]
-    fleet.run("controller", "stop", code=None)
-    fleet.run("up", "a", "--yes", "--manager", "background")
-    fleet.run("stop", "--all", "--remove", "--yes", code=None)
+    yield ["bench", str(path), "--hosts", "a", "--engine-path", str(engine), "--yes", "--suite"]
+    release(fleet)
+
+
+def start_held(fleet: FleetWorld, command: list[str]) -> "subprocess.Popen[str]":
+    """A bench under way that does not end before release()."""
+    (fleet.folder / "hold").touch()
+    running = start(fleet, command)
+    until_measuring(fleet, running)
+    return running
+
+
+def until_measuring(fleet: FleetWorld, running: "subprocess.Popen[str]") -> None:
+    """Until llama-bench has been started; the mark is taken away again."""
+    mark = fleet.folder / "measuring"
+    wait_for(lambda: mark.exists() or running.poll() is not None, "nothing is measured")
+    if not mark.exists():
+        pytest.fail(str(running.communicate()[1]))
+    mark.unlink()
+
+
+def release(fleet: FleetWorld) -> None:
+    for name in ("hold", "measuring"):
+        (fleet.folder / name).unlink(missing_ok=True)
 
 
 def runs(fleet: FleetWorld, model: str) -> list[tuple[str, int]]:
@@ -87,16 +130,6 @@ def start(fleet: FleetWorld, command: list[str]) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def until_measuring(running: "subprocess.Popen[str]") -> None:
-    assert running.stderr is not None
-    told = ""
-    for line in running.stderr:
-        told += line
-        if "benchmark 1/2" in line and "warmup" not in line:
-            return
-    pytest.fail(told)
-
-
 def test_a_cell_is_planned_measured_kept_and_skipped(fleet: FleetWorld, bench: list[str]) -> None:
     command = [*bench, "short"]
     planned = fleet.run(*command, "--dry-run")
@@ -126,17 +159,19 @@ def test_a_cell_is_planned_measured_kept_and_skipped(fleet: FleetWorld, bench: l
 def test_whoever_dies_in_mid_run_the_same_command_goes_on(fleet: FleetWorld, bench: list[str], victim: str) -> None:
     model = Path(bench[1]).name
     controller = fleet.document("controller", "start")["pid"] if victim == "controller" else 0
-    command = [*bench, "long"]
-    running = start(fleet, command)
-    until_measuring(running)
+    command = [*bench, "held"]
+    running = start_held(fleet, command)
     (runner,) = processes("run-job", str(fleet.folder))
     (agent,) = [pid for pid in processes("fleet_agent", "serve") if parent_of(runner) == pid]
     target = {"cli": running.pid, "controller": controller, "agent": agent, "runner": runner}[victim]
     os.kill(target, signal.SIGKILL)
     if victim == "agent":
         fleet.run("up", "a", "--yes", "--manager", "background")
-    if victim != "runner":
+    if victim == "runner":
+        until_measuring(fleet, running)
+    else:
         assert runner in processes("run-job", str(fleet.folder)), "the measurement itself was cut off"
+    release(fleet)
     running.communicate(timeout=120)
     fleet.run(*command)
     assert [count for _, count in runs(fleet, model)] == [2]
@@ -148,55 +183,47 @@ def test_whoever_dies_in_mid_run_the_same_command_goes_on(fleet: FleetWorld, ben
     assert len(jobs) == 1
     wait_for(lambda: not processes("run-job", str(fleet.folder)), "a runner stays")
     assert processes("llama-bench", model) == []
+    if victim == "controller":
+        fleet.run("controller", "stop", code=None)
 
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_a_deploy_to_a_leased_device_is_refused_or_waits(
-    fleet: FleetWorld, bench: list[str], llama_cpp_bin: Path
-) -> None:
-    running = start(fleet, [*bench, "long"])
-    until_measuring(running)
+def deploy_of(bench: list[str], engine: Path) -> list[str]:
+    """The bench's model as a service, on a port that nobody has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    deploy = [
-        "deploy",
-        bench[1],
-        "--hosts",
-        "a",
-        "--engine-path",
-        str(llama_cpp_bin),
-        "--context",
-        "512",
-        "--port",
-        port,
-    ]
+    return ["deploy", bench[1], "--hosts", "a", "--engine-path", str(engine), "--context", "512", "--port", port]
+
+
+def test_a_deploy_to_a_leased_device_is_refused_or_waits(fleet: FleetWorld, bench: list[str], engine: Path) -> None:
+    running = start_held(fleet, [*bench, "held"])
+    deploy = deploy_of(bench, engine)
     refused = fleet.run(*deploy, "--yes", code=3)
     assert "busy: bench tiny-" in refused.stderr and " since " in refused.stderr and "--wait" in refused.stderr
     waiting = start(fleet, [*deploy, "--yes", "--wait"])
     assert waiting.stderr is not None
     assert "waiting: a: busy: bench tiny-" in waiting.stderr.readline()
+    release(fleet)
     running.communicate(timeout=120)
     assert running.returncode == 0
     said = waiting.communicate(timeout=120)[1]
     assert waiting.returncode == 0, said
+    fleet.run("stop", "--all", "--remove", "--yes")
 
 
-def test_our_own_service_is_busy_and_paused_on_request(
-    fleet: FleetWorld, bench: list[str], llama_cpp_bin: Path
-) -> None:
-    deploy = ["deploy", bench[1], "--hosts", "a", "--engine-path", str(llama_cpp_bin), "--context", "512"]
-    fleet.run(*deploy, "--yes")
+def test_our_own_service_is_busy_and_paused_on_request(fleet: FleetWorld, bench: list[str], engine: Path) -> None:
+    fleet.run(*deploy_of(bench, engine), "--yes")
     name = fleet.document("ps", "a")["hosts"][0]["services"][0]["spec"]["name"]
     refused = fleet.run(*bench, "short", code=3)
     assert f"busy: our own {name} runs there" in refused.stderr and "--pause-services" in refused.stderr
-    running = start(fleet, [*bench, "long", "--pause-services"])
-    until_measuring(running)
+    running = start_held(fleet, [*bench, "held", "--pause-services"])
     (service,) = fleet.document("ps", "a")["hosts"][0]["services"]
     assert service["problem"]["code"] == "paused" and "process" not in {k for k, v in service.items() if v}
+    release(fleet)
     running.communicate(timeout=120)
     assert running.returncode == 0
     wait_for(lambda: fleet.document("ps", "a")["hosts"][0]["services"][0]["state"] == "ready", "it did not come back")
@@ -208,6 +235,7 @@ def test_our_own_service_is_busy_and_paused_on_request(
     finally:
         quick.unlink()
     assert [row["test"] for row in served["hosts"][0]["result"]["cells"][0]["rows"]] == ["pp16", "tg4"]
+    fleet.run("stop", "--all", "--remove", "--yes")
 
 
 def test_what_cannot_be_measured_is_said_before_anything_runs(fleet: FleetWorld, bench: list[str]) -> None:
