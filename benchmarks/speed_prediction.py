@@ -52,6 +52,7 @@ TARGETS = {
     Phase.DECODE: "median <= 12 %, 90th percentile <= 45 %, coverage 65 to 92 %",
     Phase.PREFILL: "median <= 30 %, coverage 65 to 92 %",
 }
+MOST_REGRET = 0.1
 BOOTSTRAPS, SEED = 2000, 1
 
 
@@ -230,7 +231,13 @@ def regret_table(phase: Phase, found: Sequence[Choice]) -> dict[str, Any]:
     lines = [(c.device, c.model, str(c.depth), str(c.candidates), c.chosen, c.best, percent(c.regret)) for c in found]
     print(table(("device", "model", "depth", "candidates", "chosen", "measured best", "regret"), lines))
     regrets = [choice.regret for choice in found]
-    return {"n": len(found), "median": round(quantile(regrets, 0.5), 4), "worst": round(max(regrets), 4)}
+    above = sum(regret > MOST_REGRET for regret in regrets)
+    return {
+        "n": len(found),
+        "median": round(quantile(regrets, 0.5), 4),
+        "worst": round(max(regrets), 4),
+        "above_target": above,
+    }
 
 
 def decay_table(judged: Iterable[Judged], device: str, model: str) -> None:
@@ -271,7 +278,8 @@ def summary_line(
         percent(quantile(errors, 0.5)),
         percent(quantile(errors, 0.9)),
         f"{coverage['mean']:.0%} ({low:.0%} to {high:.0%})",
-        f"median {percent(regret['median'])}, worst {percent(regret['worst'])}, n = {regret['n']}",
+        f"median {percent(regret['median'])}, worst {percent(regret['worst'])}, "
+        f"{regret['above_target']} of {regret['n']} above {MOST_REGRET:.0%}",
         TARGETS[phase],
     )
 
