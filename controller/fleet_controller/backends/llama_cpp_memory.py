@@ -30,7 +30,7 @@ _BATCH = ("-ub", "--ubatch-size")
 _FLASH = ("-fa", "--flash-attn")
 _TARGET = ("-fitt", "--fit-target")
 _DRAFT = ("--draft-max", "--draft", "--draft-n", "--spec-draft-n-max")
-_DEFAULT_DRAFT_TOKENS = 3
+_DEFAULT_DRAFT_TOKENS = 3  # --spec-draft-n-max of llama-server --help
 _BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size =\s*([\d.]+) MiB")
 
 

@@ -1,8 +1,10 @@
 """`fleet deploy` for real: two local hosts with real agents, the real llama-server, a controller that gets killed."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -83,6 +85,17 @@ def test_what_the_dry_run_shows_is_what_runs_and_the_second_time_changes_nothing
     [pid] = server_pids(fleet)
     argv = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode().split("\0")
     assert argv == serve["argv"]
+
+    with contextlib.closing(sqlite3.connect(fleet.state / "fleet.db")) as database:
+        rows = database.execute(
+            "SELECT backend, context_tokens, predicted_bytes, observed_bytes FROM memory_observations"
+        )
+        [(backend, context, predicted, observed)] = rows.fetchall()
+    assert (backend, context) == ("llama.cpp", 512)
+    assert predicted == sum(line["bytes"] for line in planned["fit_lines"] if line["what"] != "reserve")
+    assert (
+        0.5 < observed / predicted < 2
+    )  # what it printed and what it holds, as long as its buffers are hardly touched
 
     again = fleet.run(*deploy, *where, "--yes")
     assert "nothing to change" in again.stdout

@@ -107,6 +107,23 @@ def test_mtp_heads_count_where_they_draft() -> None:
     assert on_gpu(uses_nextn=True)[0]["draft head"] > 50 * MIB
 
 
+@pytest.mark.parametrize(
+    ("drafted", "states_mib", "buffers_mib"), [(0, 25.12, 92.4), (3, 100.5, 132.4), (6, 175.88, 156.4)]
+)
+def test_states_that_drafts_are_taken_back_to(drafted: int, states_mib: float, buffers_mib: float) -> None:
+    """A Qwen3.5-9B of four layers with an MTP head, as llama-server b11434 reported it with --spec-draft-n-max."""
+    shape = ModelShape(
+        layers=4, kv_layers=1, kv_heads=4, key_length=256, value_length=256, query_heads=16, gated_queries=True,
+        recurrent_layers=3, recurrent_values_per_layer=524288, convolution_values_per_layer=24576,
+        convolution_channels=8192, recurrent_width=4096, width=4096, feed_forward=1536, vocabulary=4096,
+    )  # fmt: skip
+    words = ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(drafted)) if drafted else ()
+    use = tuned_memory(llama_cpp_memory(4096, 0, False), "b11434", words, EngineOptions())
+    lines = {line.what: line.bytes for line in llama_cpp_sum(ARTIFACT, shape, use, 1).device}
+    assert lines["recurrent state"] == pytest.approx(states_mib * MIB, rel=0.001)
+    assert lines["compute buffers"] == pytest.approx(buffers_mib * MIB, rel=0.05)
+
+
 def test_each_gpu_has_its_own_context_and_buffers() -> None:
     one, two = on_gpu()[0], on_gpu(devices=2)[0]
     assert two["CUDA context"] == 2 * one["CUDA context"]

@@ -140,7 +140,7 @@ def _window_cells(shape: ModelShape, use: MemoryUse) -> int:
 def _draft_lines(parts: WeightParts | None, shape: ModelShape, use: MemoryUse) -> list[FitLine]:
     """The MTP head as a context of its own: its weights, one layer's cache, and its graph."""
     weights = parts.nextn_bytes if parts is not None else 0
-    layer = shape.model_copy(update={"kv_layers": 1, "recurrent_layers": 0})
+    layer = shape.model_copy(update={"kv_layers": 1, "recurrent_layers": 0, "convolution_channels": 0})
     cache = layer.kv_bytes_per_token(use.bytes_per_cached_value) * use.context_tokens
     graph = compute_bytes(layer, use)
     text = f"weights {gibibytes(weights)}, its cache {gibibytes(cache)}, its buffers {gibibytes(graph)}"

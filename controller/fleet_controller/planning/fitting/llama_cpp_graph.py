@@ -70,11 +70,12 @@ def _attention(shape: ModelShape) -> int:
 
 def _linear_attention(shape: ModelShape, use: MemoryUse) -> int:
     """Gated delta net: the convolution's output with queries and keys made of it, gate and result; and the states of
-    all sequences, which do not grow with the batch, before and after.
+    all sequences, which do not grow with the batch, before and after, with those that drafts may be taken back to.
     """
     if not shape.convolution_channels:
         return 0
-    states = 5 * shape.recurrent_values_per_layer * use.sequences // (2 * batch_tokens(use))
+    kept = 2.5 + (use.rollback_states + 2 if use.rollback_states else 0)
+    states = int(kept * shape.recurrent_values_per_layer * use.sequences / batch_tokens(use))
     return (_CARRIED - 1) * shape.width + 2 * shape.convolution_channels + shape.recurrent_width + states
 
 
