@@ -43,7 +43,7 @@ def asking_of(
     Raises DatasetError where no subject fits, or the context has no room for question and answer.
     """
     questions = select_questions(dataset, request.subjects, request.questions, request.all, request.seed)
-    prompt = prompt_tokens(dataset, questions)
+    prompt = prompt_tokens(dataset, dataset.test)  # of all: which questions are asked changes no limit
     wanted = request.max_tokens or protocol.max_tokens
     workers, room = _workers(request.workers, backend, context_tokens, slots, prompt + min(wanted, USUAL_ANSWER_TOKENS))
     limit = answer_tokens(protocol, request.max_tokens, room, prompt)

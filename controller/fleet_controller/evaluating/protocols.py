@@ -15,7 +15,7 @@ LM_EVAL_VERSION = "0.4.13"
 # A token of English text has about four characters; three leave room for formulas and a chat template.
 CHARACTERS_PER_TOKEN = 3
 TEMPLATE_TOKENS = 256
-LEAST_ANSWER_TOKENS = 128
+LEAST_ANSWER_TOKENS, COARSE_TOKENS = 128, 1024
 
 
 class Protocol(Frozen):
@@ -114,7 +114,11 @@ def prompt_tokens(dataset: Dataset, questions: tuple[Question, ...]) -> int:
 def answer_tokens(protocol: Protocol, wanted: int, context_tokens: int, prompt: int) -> int:
     """Tokens that an answer may take: as asked or as the protocol has it, and not more than the context has room for.
 
-    Below LEAST_ANSWER_TOKENS no answer can be given. `context_tokens` 0 = not known.
+    Below LEAST_ANSWER_TOKENS no answer can be given. `context_tokens` 0 = not known. What the context has room for is
+    rounded down, so that contexts that differ little give scores of one scale.
     """
     limit = wanted or protocol.max_tokens
-    return min(limit, context_tokens - prompt) if context_tokens else limit
+    room = context_tokens - prompt
+    if not context_tokens or limit <= room:
+        return limit
+    return max(room - room % (COARSE_TOKENS if room >= COARSE_TOKENS else LEAST_ANSWER_TOKENS), 0)

@@ -75,7 +75,7 @@ def test_an_answer_has_the_room_that_the_context_leaves() -> None:
     wide = asking_of(made, EvalRequest(all=True), TIGER, "vllm", 0, 0)
     assert (wide.max_tokens, wide.warnings, wide.workers) == (32768, (), 16)
     narrow = asking_of(made, EvalRequest(all=True), TIGER, "llama.cpp", 4096, 2)
-    assert narrow.max_tokens < 4096 and narrow.workers == 2
+    assert narrow.max_tokens == 3072 and narrow.workers == 2
     assert "instead of the protocol's 32768" in narrow.warnings[0]
     assert narrow.settings == f"{narrow.max_tokens} tokens at most"
     with pytest.raises(DatasetError, match="no room"):
