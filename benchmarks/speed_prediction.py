@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.measure import report
 from benchmarks.speed_choices import Choice, choices
+from benchmarks.speed_tables import percent, quantile, table
 from fleet_controller.choosing.devices import device_named
 from fleet_controller.choosing.reference import own_speed, reference_speeds
 from fleet_controller.choosing.speed import COVERED, Prediction, SpeedModel
@@ -158,18 +159,6 @@ def held_out(scored: Sequence[MeasuredSpeed], rows: Sequence[MeasuredSpeed]) -> 
     return judged
 
 
-def quantile(values: Iterable[float], share: float) -> float:
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * share
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
 def grouped(judged: Iterable[Judged], key: Callable[[Judged], str]) -> dict[str, list[Judged]]:
     groups: dict[str, list[Judged]] = defaultdict(list)
     for item in judged:
@@ -203,10 +192,6 @@ def error_table(phase: Phase, judged: Sequence[Judged], by: str, key: Callable[[
             (by, "n", "median error", "90th percentile", "worst", "median bias", "within 80 %", "roofline median"), rows
         )
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def macro(judged: Sequence[Judged]) -> dict[str, Any]:
