@@ -6,25 +6,32 @@ from fleet_controller.choosing import reasons
 from fleet_controller.choosing.bars import bars_overlap
 from fleet_controller.choosing.comparing import ahead_by
 from fleet_controller.choosing.options import Certainty, Goal, Option
-from fleet_controller.choosing.ranking import standing_of
+from fleet_controller.choosing.ranking import Tie, standing_of
 from fleet_controller.domain.plan import FitVerdict
 
 
-def rivals(ordered: Sequence[Option], goal: Goal) -> list[Option]:
+def rivals(ordered: Sequence[Option], goal: Goal, tie: Tie) -> list[Option]:
     """Options of which a measurement could put another one first; none where no bar reaches the first's."""
     if not ordered:
         return []
-    first, standing = ordered[0], standing_of(ordered[0], goal)
-    reaching = [
-        option
-        for option in ordered[1:]
-        if option.fit is first.fit
-        and not (option.held_back or option.on_request)
-        and option.offload_bytes == first.offload_bytes
-        and (not (one := standing_of(option, goal)).is_known or not standing.is_known or one.high > standing.low)
-    ]
+    first = ordered[0]
+    reaching = [option for option in ordered[1:] if _may_win(option, first, goal, tie)]
     unsure = (Certainty.NEAR, Certainty.PREDICTED, Certainty.UNKNOWN)
     return [one for one in (first, *reaching) if reaching and standing_of(one, goal).certainty in unsure]
+
+
+def _may_win(option: Option, first: Option, goal: Goal, tie: Tie) -> bool:
+    """Whether its bar reaches the first's; two predictions are told apart as `tie` does, which knows more than bars."""
+    if option.fit is not first.fit or option.offload_bytes != first.offload_bytes:
+        return False
+    if option.held_back or option.on_request:
+        return False
+    one, other = standing_of(option, goal), standing_of(first, goal)
+    if not (one.is_known and other.is_known):
+        return True
+    if one.certainty is other.certainty is Certainty.PREDICTED:
+        return one.value > other.value or tie(first, option)
+    return one.high > other.low
 
 
 def would_change(

@@ -79,8 +79,9 @@ def decide(
     ruled_out = [found for option in candidates if (found := _rule_out(option, quality_floor)) is not None]
     gone = {item.option.name for item in ruled_out}
     left = [option for option in candidates if option.name not in gone]
-    order = in_order(left, goal, tie or (lambda one, other: bars_overlap(one, other, goal)))
-    measurable = rivals(order.options, goal)
+    tie = tie or (lambda one, other: bars_overlap(one, other, goal))
+    order = in_order(left, goal, tie)
+    measurable = rivals(order.options, goal, tie)
     pareto, by = pareto_set(order.options, goal)
     refused = [item.option for item in ruled_out if item.why is WhyNot.MEMORY]
     return Decision(

@@ -6,7 +6,6 @@ of the core, of fits or of predictions shows what it changes: look at the differ
 
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from fleet_controller.backends.base import InstallRequest
 from fleet_controller.choosing.options import Certainty, Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
 from fleet_controller.domain.facts import EngineFacts, GpuProcess, HostFacts
-from fleet_controller.operations.choosing_knowledge import Knowledge
+from fleet_controller.domain.plan import DeployRequest
+from fleet_controller.operations.choosing_knowledge import Knowledge, file_hash
 from fleet_controller.operations.choosing_options import Question
 from fleet_controller.results.quality import MMLU_PRO, QualityRow, save_quality
 from fleet_controller.state import StateDatabase
@@ -63,12 +63,8 @@ def cpu_host() -> HostFacts:
     return rtx_4090(gpus=(), nvidia=None)
 
 
-@cache
-def _scored_folder(folder: Path) -> Path:
-    """MMLU-Pro scores that say that four bits cost Qwen3.5-4B eleven points, and nothing of UD-Q4_K_XL."""
-    from fleet_controller.domain.plan import DeployRequest
-    from fleet_controller.operations.choosing_knowledge import file_hash
-
+def scored(folder: Path) -> Knowledge:
+    """With MMLU-Pro scores that say that four bits cost Qwen3.5-4B eleven points, and nothing of UD-Q4_K_XL."""
     database = StateDatabase(folder / "fleet.db")
     resolved = everything(DeployRequest(model="qwen3.5-4b"))
     for quantization, score in (("Q8_0", 0.58), ("Q4_K_M", 0.47)):
@@ -77,12 +73,7 @@ def _scored_folder(folder: Path) -> Path:
                          artifact_hash=file_hash(artifact), metric=MMLU_PRO, protocol="tiger", protocol_version="1",
                          score=score, low=score - 0.02, high=score + 0.02, n=2400)  # fmt: skip
         save_quality(database, row)
-    database.close()
-    return folder
-
-
-def scored(folder: Path) -> Knowledge:
-    return Knowledge(StateDatabase(_scored_folder(folder) / "fleet.db"), load_catalog())
+    return Knowledge(database, load_catalog())
 
 
 Case = Callable[[Knowledge], HostChoice]
@@ -100,7 +91,10 @@ CASES: dict[str, Case] = {
     "two-rtx-4090-glm-4.7-flash": lambda known: chosen_on(rtx_4090(2), known, "glm-4.7-flash"),
     "apple-m4-4b": lambda known: chosen_on(facts_of("m4"), known, "qwen3.5-4b"),
     "apple-m4-35b-a3b-nothing-fits": lambda known: chosen_on(facts_of("m4"), known, "qwen3.5-35b-a3b"),
-    "cpu-host-4b-without-figures": lambda known: chosen_on(cpu_host(), known, "qwen3.5-4b"),
+    "cpu-host-4b": lambda known: chosen_on(cpu_host(), known, "qwen3.5-4b"),
+    "cpu-host-4b-throughput-without-any-figure": lambda known: chosen_on(
+        cpu_host(), known, "qwen3.5-4b", question=Question(Goal.THROUGHPUT)
+    ),
 }
 
 

@@ -1,5 +1,7 @@
 """Which row is taken for an option's speed, and what is said of it."""
 
+from typing import Any
+
 import pytest
 
 from fleet_controller.choosing.known import Machine, Wanted, energy_of, measured, speed_of, throughput_of
@@ -18,7 +20,7 @@ WANTED = Wanted(
 )
 
 
-def row(mean: float = 120.0, **changes: object) -> Result:
+def row(mean: float = 120.0, **changes: Any) -> Result:
     """The very cell that is asked for, measured on this host."""
     base = Result(host="gpu1", chip="NVIDIA GeForce RTX 4090", backend="llama.cpp", backend_version="b8396",
                   model="qwen3.5-4b", quantization="Q8_0", client="llama-bench", test_kind=Metric.DECODE,
@@ -52,7 +54,7 @@ def test_this_hosts_own_row_is_a_measurement() -> None:
     ],
 )  # fmt: skip
 def test_what_differs_makes_it_less_sure_and_is_said(
-    changes: dict[str, object], certainty: Certainty, source: str
+    changes: dict[str, Any], certainty: Certainty, source: str
 ) -> None:
     figure = measured(WANTED, [row(**changes)])
     assert figure is not None
@@ -74,7 +76,7 @@ def test_what_differs_makes_it_less_sure_and_is_said(
         {"status": Status.CONTAMINATED, "mean": None},
     ],
 )
-def test_rows_of_something_else_say_nothing(changes: dict[str, object]) -> None:
+def test_rows_of_something_else_say_nothing(changes: dict[str, Any]) -> None:
     assert measured(WANTED, [row(**changes)]) is None
 
 
