@@ -1,7 +1,8 @@
 """Memory as fleet predicts it against what llama-server takes: python -m benchmarks.fit_against_reality
 
     --llama-server PATH [--models FOLDER] [--shapes qwen3-8b,...] [--divisor 8] [--quantization Q8_0]
-    [--contexts 4096,16384,65536] [--gpu] [--boundary] [--work FOLDER] [--json FILE] [--logs FOLDER]
+    [--contexts 4096,16384,65536] [--prompt-tokens 520] [--gpu] [--boundary] [--work FOLDER] [--json FILE]
+    [--logs FOLDER]
 
 For each model (the .gguf files of a folder, else files of real shapes made on the spot, divided by `--divisor`) and
 each context the real server is started as fleet starts it, is asked for a prompt longer than one batch, and then looked
@@ -47,6 +48,8 @@ START_LIMIT_SECONDS = 240.0
 PROMPT_TOKENS = 520
 PROMPT_LIMIT_SECONDS = 240.0
 CGROUP = Path("/sys/fs/cgroup/memory")
+# What each server held when it was ready, before the prompt.
+READY_BYTES: dict[int, int] = {}
 KIND_OF_LINE = {
     "weights": "model", "KV cache": "KV", "window cache": "KV", "recurrent state": "RS", "compute buffers": "compute",
 }  # fmt: skip
@@ -56,8 +59,8 @@ KIND_OF_LINE = {
 class Measured:
     """One start: predicted and real bytes by line, and together.
 
-    `real_bytes`: on a GPU what the driver says. On the CPU what is resident, or what the server's buffers come to where
-    that is more: of the attention mask only the part is touched that belongs to the tokens there are.
+    `real_bytes`: on a GPU what the driver says. On the CPU the most that was resident, or what the server reserved and
+    a full context uses, where that is more: its buffers, and what it held beside them when it was ready.
     """
 
     model: str
@@ -102,7 +105,12 @@ def predicted(
 
 @contextmanager
 def serving(
-    server: Path, model: Path, context: int, log: Path, more: Sequence[str] = ()
+    server: Path,
+    model: Path,
+    context: int,
+    log: Path,
+    more: Sequence[str] = (),
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The server as fleet starts it, with the buffers in its log; ended at the end."""
     port = _free_port()
@@ -112,7 +120,8 @@ def serving(
         process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait_ready(process, port)
-        if process.poll() is None and not _prompt(port):
+        READY_BYTES[process.pid] = resident_bytes(process.pid) if process.poll() is None else 0
+        if process.poll() is None and prompt_tokens and not _prompt(port, prompt_tokens):
             _let_end(process)
         yield process
     finally:
@@ -140,9 +149,9 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
             time.sleep(0.1)
 
 
-def _prompt(port: int) -> bool:
+def _prompt(port: int, tokens: int) -> bool:
     """A prompt of more than one batch, as token numbers: it uses the buffers that were only reserved. Answered?"""
-    prompt = [5 + number % 90 for number in range(PROMPT_TOKENS)]
+    prompt = [5 + number % 90 for number in range(tokens)]
     body = json.dumps({"prompt": prompt, "n_predict": 1, "stream": True})
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/completion", body.encode(), {"Content-Type": "application/json"}
@@ -227,13 +236,15 @@ class Gpu:
             holder.wait(30)
 
 
-def measure(server: Path, model: Path, context: int, build: str, gpu: Gpu | None, logs: Path) -> Measured:
+def measure(
+    server: Path, model: Path, context: int, build: str, gpu: Gpu | None, logs: Path, prompt_tokens: int
+) -> Measured:
     """One start, beside its prediction."""
     resolved = model_of_path(str(model), "")
     fit = predicted(resolved, build, context, gpu=gpu is not None)
     log = logs / f"{model.stem}-{context}.log"
     before = gpu.settled_used_bytes() if gpu else 0
-    with serving(server, model, context, log) as process:
+    with serving(server, model, context, log, prompt_tokens=prompt_tokens) as process:
         if process.poll() is not None:
             raise SystemExit(f"{server} ended with {process.returncode}; see {log}")
         resident = resident_bytes(process.pid)
@@ -243,14 +254,16 @@ def measure(server: Path, model: Path, context: int, build: str, gpu: Gpu | None
     for buffer in buffers:
         if buffer.on_device == (gpu is not None):
             found[buffer.kind] = found.get(buffer.kind, 0) + buffer.size_bytes
-    real = max(held, sum(found.values()))
+    touched = sum(size for kind, size in found.items() if kind != "compute")
+    beside = 0 if gpu else max(READY_BYTES[process.pid] - touched, 0)
+    real = max(held, sum(found.values()) + beside)
     lines = {line.what: (line.bytes, found.get(KIND_OF_LINE.get(line.what, ""), 0)) for line in fit.lines}
     known = sum(size for _, size in lines.values())
     rest = sum(size for what, (size, _) in lines.items() if what not in KIND_OF_LINE)
     lines = {what: pair for what, pair in lines.items() if what in KIND_OF_LINE}
     lines["context and process"] = (rest, real - known)
-    beside = sum(line.bytes for line in fit.host_lines)
-    return Measured(model.stem, context, fit.predicted_bytes, real, resident, beside, lines)
+    on_host = sum(line.bytes for line in fit.host_lines)
+    return Measured(model.stem, context, fit.predicted_bytes, real, resident, on_host, lines)
 
 
 def boundary(server: Path, model: Path, taken: Measured, build: str, gpu: Gpu | None, logs: Path) -> Iterator[Bound]:
@@ -336,6 +349,7 @@ def main() -> None:
     parser.add_argument("--divisor", type=int, default=8)
     parser.add_argument("--quantization", default="Q8_0")
     parser.add_argument("--contexts", default="4096,16384,65536")
+    parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="0: none, which is quicker on a CPU")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--boundary", action="store_true")
     parser.add_argument("--work", type=Path, default=None)
@@ -372,7 +386,7 @@ def _run(arguments: argparse.Namespace, work: Path, logs: Path) -> tuple[list[Me
     for model in _models(arguments, work):
         contexts = [int(word) for word in arguments.contexts.split(",")]
         for context in contexts:
-            taken = measure(arguments.llama_server, model, context, build, gpu, logs)
+            taken = measure(arguments.llama_server, model, context, build, gpu, logs, arguments.prompt_tokens)
             measured.append(taken)
             _print_measured(taken)
             if arguments.boundary and context == contexts[0]:
