@@ -16,8 +16,8 @@ PORT = "18437"
 # The model ends each reply after 7 tokens where it may; it is large enough for its tokens to arrive one by one.
 SUITE = """idle: {foreign_cpu_percent: 0}
 parts:
-  - {client: llama-benchy, prompt_tokens: 64, generation_tokens: 32, depths: [0, 128], concurrency: [1, 2],
-     repetitions: 3}
+  - {client: llama-benchy, prompt_tokens: 64, generation_tokens: 32, depths: [0, 64], concurrency: [1, 2],
+     repetitions: 2}
 """
 
 
@@ -26,7 +26,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, llama_cpp_bin: Path) -> Iter
     with fleet_world(tmp_path_factory.mktemp("fleet")) as world:
         world.local_hosts("a")
         world.up("a")
-        model = make_tiny_model(world.folder / "model", "chain", hidden_size=512)
+        model = make_tiny_model(world.folder / "model", "chain", hidden_size=1024, layers=3)
         served = model.gguf_path.rename(model.hf_dir / f"{NAME}.gguf")  # beside its tokenizer.json
         (world.config / "suites").mkdir()
         (world.config / "suites" / "http.yaml").write_text(SUITE)
@@ -45,8 +45,8 @@ def test_every_row_of_a_keyed_service_whose_model_would_stop_early(fleet: FleetW
     assert cell["state"] == "measured", cell["problem"]
     speeds = {row["test"]: row for row in cell["rows"] if row["test_kind"] in ("pp", "tg")}
     assert set(speeds) == {
-        f"{test}{depth}{users}" for test in ("pp64", "tg32") for depth in ("", " @ d128") for users in ("", " (c2)")
+        f"{test}{depth}{users}" for test in ("pp64", "tg32") for depth in ("", " @ d64") for users in ("", " (c2)")
     }
-    assert {row["repetitions"] for row in speeds.values()} == {3}
+    assert {row["repetitions"] for row in speeds.values()} == {2}
     again = fleet.document(*bench)
     assert [one["action"] for one in again["plan"]] == ["skip"]
