@@ -4,12 +4,19 @@ from collections.abc import Mapping
 
 from fleet_controller.choosing.bars import bars_overlap, weaker_level
 from fleet_controller.choosing.decision import Decision, Ranked
-from fleet_controller.choosing.options import Goal, amount, digits_of
+from fleet_controller.choosing.known import SpeedSource
+from fleet_controller.choosing.options import Certainty, Goal, amount, digits_of
+from fleet_controller.choosing.work import Cell
 from fleet_controller.domain.plan import FitVerdict
 
 
-def compare_models(decisions: Mapping[str, Decision], goal: Goal) -> list[str]:
-    """One sentence for each model behind the fastest; none where fewer than two are known."""
+def compare_models(
+    decisions: Mapping[str, Decision], goal: Goal, cells: Mapping[str, Cell], speed: SpeedSource
+) -> list[str]:
+    """One sentence for each model behind the fastest; none where fewer than two are known.
+
+    `cells` are those of the chosen options, by model, where they can be predicted.
+    """
     known = [
         (model, decision.chosen)
         for model, decision in sorted(decisions.items())
@@ -19,10 +26,31 @@ def compare_models(decisions: Mapping[str, Decision], goal: Goal) -> list[str]:
         return []
     known.sort(key=lambda item: (item[1].option.fit is not FitVerdict.FITS, -item[1].standing.value, item[0]))
     fastest, first = known[0]
-    return [_against(fastest, first, model, ranked, goal) for model, ranked in known[1:]]
+    return [
+        _against(
+            fastest,
+            first,
+            model,
+            ranked,
+            goal,
+            _is_tie(first, ranked, goal, cells.get(fastest), cells.get(model), speed),
+        )
+        for model, ranked in known[1:]
+    ]
 
 
-def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal) -> str:
+def _is_tie(
+    first: Ranked, other: Ranked, goal: Goal, cell: Cell | None, other_cell: Cell | None, speed: SpeedSource
+) -> bool:
+    """Two predictions for one machine as a ratio, since they are off by much the same; all else by error bars."""
+    predicted = first.standing.certainty is other.standing.certainty is Certainty.PREDICTED
+    if not predicted or cell is None or other_cell is None:
+        return bars_overlap(first.option, other.option, goal)
+    low, high = speed().faster_by(cell, other_cell)
+    return low <= 1 <= high
+
+
+def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal, is_tie: bool) -> str:
     level = weaker_level(first.standing, other.standing)
     certainties = " and ".join(dict.fromkeys((first.standing.certainty.value, other.standing.certainty.value)))
     values = [amount(one.standing.value, digits_of(one.standing.certainty)) for one in (first, other)]
@@ -30,7 +58,7 @@ def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal)
     figures += f"; {level}" if level else ""
     names = f"{fastest} ({first.option.name})", f"{model} ({other.option.name})"
     part = ", which lies partly on the CPU" if other.option.fit is FitVerdict.FITS_WITH_OFFLOAD else ""
-    if bars_overlap(first.option, other.option, goal):
+    if is_tie:
         return f"{names[0]} and {names[1]}{part} are a tie for {goal.value} ({figures})"
     times = first.standing.value / other.standing.value
     if times < 1:

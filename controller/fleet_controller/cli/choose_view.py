@@ -25,6 +25,9 @@ def print_choices(hosts: Sequence[controller_pb2.HostChoice], goal: str, with_re
         print_table([*columns, "CONFIDENCE"], rows, {**_STYLES, "fits": GREEN, "partly on the CPU": YELLOW})
         if any(cell[:1] in ("≈", "~") for row in rows for cell in row[-4:-1]):
             print(_LEGEND)
+    bases = dict.fromkeys(host.basis for host in hosts if host.basis)
+    for basis in bases:
+        print(f"{', '.join(host.host for host in hosts if host.basis == basis)}: {basis}")
     for host in hosts:
         _print_host(host, with_reasons, alone=len(hosts) == 1)
 
@@ -79,8 +82,6 @@ def _print_host(host: controller_pb2.HostChoice, with_reasons: bool, alone: bool
     if host.HasField("problem"):
         report(f"{host.host}: {host.problem.message}", host.problem.remedy)
         return
-    if host.basis:
-        print(f"{host.host}: {host.basis}")
     for choice in host.models:
         if choice.HasField("problem"):
             report(f"{host.host}: {choice.model}: {choice.problem.message}", choice.problem.remedy)

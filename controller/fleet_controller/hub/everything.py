@@ -3,6 +3,7 @@
 What the hub does not tell now is taken from the catalog: its published sizes are enough to judge by, not to deploy.
 """
 
+from fleet_controller.choosing.bits import nominal_bits
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.hub.errors import HubError, HubUnreachableError
@@ -43,12 +44,15 @@ def everything_of(request: DeployRequest, catalog: Catalog, lister: Lister, toke
         try:
             artifacts.append(of_entry(entry, listings))
         except HubUnreachableError:
-            if (known := _as_published(entry)) is not None:
+            if (known := _as_published(entry, model.architecture.parameters)) is not None:
                 artifacts.append(known)
         except HubError as error:
             warnings.append(f"{entry.quantization} ({entry.format.value}) is left out: {error.message}")
     if listings.unreachable:
-        warnings.append(f"sizes are those of the catalog, since the hub did not answer: {listings.unreachable.message}")
+        warnings.append(
+            "sizes are those of the catalog or of bits a weight, since the hub did not answer: "
+            f"{listings.unreachable.message}"
+        )
     return of_catalog_model(model, request, tuple(artifacts), tuple(warnings))
 
 
@@ -80,12 +84,11 @@ class _Listings:
             return error
 
 
-def _as_published(entry: Artifact) -> ModelArtifact | None:
-    if entry.size_bytes is None:
+def _as_published(entry: Artifact, parameters: int) -> ModelArtifact | None:
+    """With the size that was published, else what its bits a weight come to; None where neither is known."""
+    size = entry.size_bytes or int(parameters * nominal_bits(entry.quantization) / 8)
+    if not size:
         return None
     return ModelArtifact(
-        format=entry.format.value,
-        quantization=entry.quantization,
-        repository=entry.repository,
-        weights_bytes=entry.size_bytes,
+        format=entry.format.value, quantization=entry.quantization, repository=entry.repository, weights_bytes=size
     )

@@ -11,6 +11,7 @@ from fleet_controller.choosing.explain import explain, summary
 from fleet_controller.choosing.models import compare_models
 from fleet_controller.choosing.options import Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
+from fleet_controller.choosing.work import Cell
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
@@ -19,7 +20,7 @@ from fleet_controller.domain.services import DesiredState
 from fleet_controller.operations.choosing_knowledge import Knowledge
 from fleet_controller.operations.choosing_models import Asked, KnownState, resolved_models, with_served
 from fleet_controller.operations.choosing_next import next_commands
-from fleet_controller.operations.choosing_options import Question, decision_for
+from fleet_controller.operations.choosing_options import Question, decision_with_cells
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.hosts import live_report
 from fleet_controller.operations.memory_observations import load_observations
@@ -85,21 +86,24 @@ def choice_of(
     indices = tuple(gpu.index for gpu in gpus)
     choices: list[ModelChoice] = []
     decisions: dict[str, Decision] = {}
+    cells: dict[str, Cell] = {}
     for request, resolved in models:
         if isinstance(resolved, Exception):
             choices.append(ModelChoice(model=request.model or request.repository, problem=problem_of(resolved)))
             continue
-        choice = _model_choice(host, state, request, resolved, knowledge, question)
+        choice, cell = _model_choice(host, state, request, resolved, knowledge, question)
         choices.append(choice)
         if choice.decision is not None:
             decisions[resolved.name] = choice.decision
+        if cell is not None:
+            cells[resolved.name] = cell
     return HostChoice(
         host=host.name,
         chip=chip_of(state.facts, indices),
         device_count=max(len(indices), 1),
         basis=state.basis,
         models=tuple(choices),
-        comparison=tuple(compare_models(decisions, question.goal)),
+        comparison=tuple(compare_models(decisions, question.goal, cells, knowledge.speed)),
     )
 
 
@@ -110,21 +114,22 @@ def _model_choice(
     resolved: ResolvedModel,
     knowledge: Knowledge,
     question: Question,
-) -> ModelChoice:
+) -> tuple[ModelChoice, Cell | None]:
+    """With what a prediction of the chosen option is made of."""
     running = next(
         (one for one in state.services if one.spec.name == resolved.name and one.desired is DesiredState.RUNNING), None
     )
     try:
         considered = consider(host, state.facts, state.services, request, located(state.facts, resolved), running)
     except PlanProblem as problem:
-        return ModelChoice(model=resolved.name, problem=problem.problem)
-    decision = decision_for(host.name, state.facts, resolved, considered.candidates, knowledge, question)
+        return ModelChoice(model=resolved.name, problem=problem.problem), None
+    decision, cells = decision_with_cells(host.name, state.facts, resolved, considered.candidates, knowledge, question)
     unusable = [f"{name} is of no use here: {why}" for name, why in considered.unusable]
     notes = [*_busy(host, state), *resolved.warnings, *unusable]
     if running is not None:
         spec = running.spec
         notes.insert(0, f"runs now: {spec.backend} {spec.quantization} at context {spec.context_length:,}")
-    return ModelChoice(
+    choice = ModelChoice(
         model=resolved.name,
         decision=decision,
         explanation=tuple(explain(decision)),
@@ -132,6 +137,7 @@ def _model_choice(
         next_commands=tuple(next_commands(request.model or f"--repo {request.repository}", host.name, decision)),
         summary=summary(decision),
     )
+    return choice, cells.get(decision.chosen.option.name) if decision.chosen else None
 
 
 def _busy(host: Host, state: KnownState) -> list[str]:

@@ -60,6 +60,18 @@ def decision_for(
     question: Question,
 ) -> Decision:
     """The decision among candidates, each with the surest figures there are. Deterministic for the same rows."""
+    return decision_with_cells(host, facts, resolved, candidates, knowledge, question)[0]
+
+
+def decision_with_cells(
+    host: str,
+    facts: HostFacts,
+    resolved: ResolvedModel,
+    candidates: Sequence[Candidate],
+    knowledge: Knowledge,
+    question: Question,
+) -> tuple[Decision, dict[str, Cell]]:
+    """As decision_for, with what predictions of the goal's phase are made of, by the options' names."""
     model = knowledge.facts_of(resolved)
     options: list[Option] = []
     wanted: dict[str, Wanted] = {}
@@ -69,7 +81,8 @@ def decision_for(
         options.append(with_figures(option, candidate, asked, model, knowledge, question))
     phase = _PHASE_OF_GOAL.get(question.goal)
     cells = {name: cell for name, asked in wanted.items() for kind, cell in asked.cells if kind is phase}
-    return decide(options, question.goal, question.quality_floor, ties_of(knowledge.speed, cells, question.goal))
+    tie = ties_of(knowledge.speed, cells, question.goal)
+    return decide(options, question.goal, question.quality_floor, tie), cells
 
 
 def _named(candidates: Iterable[Candidate]) -> list[tuple[Candidate, Option]]:
