@@ -15,7 +15,8 @@ PROTOCOL, VERSION = "llama-perplexity", "1"
 CORPUS = "wikitext-2 test"
 DEFAULT_CONTEXT, DEFAULT_CHUNKS = 512, 64
 REQUIRED_TEXT = "Final estimate: PPL"
-REQUIRED_KL_TEXT = "Same top p"
+# The last line of the statistics; without its colon it would be found in the header of the chunks' table, too.
+REQUIRED_KL_TEXT = "Same top p:"
 REPEATS = 3
 Z = 1.959964
 BASE_FILE = "base.kld"

@@ -35,7 +35,13 @@ def test_a_comparison_gives_divergence_both_perplexities_and_the_share_of_equal_
 
 def test_a_run_without_its_last_line_is_no_result() -> None:
     out, err = printed("random.F16")
-    assert perplexity.REQUIRED_TEXT in err and perplexity.REQUIRED_KL_TEXT in printed("kl.Q2_K")[0]
+    compared = printed("kl.Q2_K")[0]
+    assert perplexity.REQUIRED_TEXT in err and perplexity.REQUIRED_KL_TEXT in compared
+    # A real run that ended with 0: the table of chunks, whose header names the last column, and no statistics.
+    table, words = printed("kl.dropped")
+    assert "Same top p" in table and perplexity.REQUIRED_KL_TEXT not in table
+    with pytest.raises(PerplexityError, match="without its final estimate"):
+        parse(table, words)
     with pytest.raises(PerplexityError, match="without its final estimate"):
         parse(out, err.partition("Final estimate")[0])
     with pytest.raises(PerplexityError, match="over how many chunks"):

@@ -165,6 +165,17 @@ def test_perplexity_and_divergence_of_two_quantizations(fleet: FleetWorld, llama
     assert not list((fleet.folder / "a").glob("machines/*/evaluations/*/base.kld"))
 
 
+def test_what_cannot_be_asked_is_said_before_anything_runs(fleet: FleetWorld) -> None:
+    for words, says in (
+        (["--subject", "chess"], "the subject 'chess' is none of mmlu"),
+        (["--protocol", "apix"], "there is no protocol 'apix'"),
+        (["--all", "--questions", "5"], "exclude each other"),
+        (["--corpus", "x"], "go with --perplexity"),
+        (["--dataset", "/nowhere"], "is no folder"),
+    ):
+        assert says in fleet.run(*command(fleet, *words), code=2).stderr
+
+
 def test_a_model_that_nobody_serves_gets_a_server_of_its_own_where_asked(
     fleet: FleetWorld, llama_cpp_bin: Path
 ) -> None:
@@ -177,14 +188,3 @@ def test_a_model_that_nobody_serves_gets_a_server_of_its_own_where_asked(
     done = fleet.document("eval", path, "--hosts", "a", *dataset, "--deploy", "--engine-path", str(llama_cpp_bin))
     assert only_row(done)["n"] == 3
     assert fleet.document("ps", "a")["hosts"][0]["services"] == []
-
-
-def test_what_cannot_be_asked_is_said_before_anything_runs(fleet: FleetWorld) -> None:
-    for words, says in (
-        (["--subject", "chess"], "the subject 'chess' is none of mmlu"),
-        (["--protocol", "apix"], "there is no protocol 'apix'"),
-        (["--all", "--questions", "5"], "exclude each other"),
-        (["--corpus", "x"], "go with --perplexity"),
-        (["--dataset", "/nowhere"], "is no folder"),
-    ):
-        assert says in fleet.run(*command(fleet, *words), code=2).stderr
