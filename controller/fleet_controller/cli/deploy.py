@@ -23,10 +23,12 @@ def deploy(
     ),
     hosts: str = typer.Option(..., "--hosts", "-H", metavar="PATTERN", help=HOSTS_HELP),
     backend: str = typer.Option(
-        "", "--backend", "-b", help="By name (a wrong one lists those there are); as `fleet choose` says where not given."
+        "", "--backend", "-b", help="By name (a wrong one lists all); as `fleet choose` says where not given."
     ),
     backend_version: str = typer.Option("", "--backend-version", help="Another version than the pinned one."),
-    quantization: str = typer.Option("", "--quant", "-q", help="Q4_K_M, 4bit, ...; as `fleet choose` says where not given."),
+    quantization: str = typer.Option(
+        "", "--quant", "-q", help="Q4_K_M, 4bit, ...; as `fleet choose` says where not given."
+    ),
     context: int | None = typer.Option(
         None, "--context", "-c", min=1, max=LARGEST_NUMBER, help="Context length in tokens, for each request."
     ),
