@@ -3,7 +3,8 @@
 Every option has an interval of its goal (more is better): a prediction's, or a measured figure's. One whose interval
 ends below where another's begins cannot be the best and is never measured (Even-Dar, Mannor and Mansour 2006, "Action
 elimination and stopping conditions"). Of those left the one is measured next that, by what is expected of it, leaves
-the least to measure. Where the intervals hold, the best option is never eliminated.
+the least to measure. Where the intervals hold, the best option is never eliminated. What predictions alone make the
+winner is measured once: where it falls short, the others are candidates again.
 """
 
 import math
@@ -102,6 +103,9 @@ def next_run(
     if not left:
         return Stop(why=Why.NOTHING, leaders=(), text="there is nothing to choose from")
     if len(left) == 1:
+        winner = left[0]
+        if len(ordered) > 1 and not winner.runs and winner.cost_seconds is not None and _within(winner, budget_seconds):
+            return Run(name=winner.name, cost_seconds=_cost(winner), text=could_win(winner, left))
         return Stop(why=Why.SETTLED, leaders=leaders, text=_settled(left[0], len(ordered)))
     if _is_tie(left):
         return Stop(why=Why.TIE, leaders=leaders, text=f"within {NOISE:.0%} of each other: {', '.join(leaders)}")
@@ -124,7 +128,7 @@ def could_win(candidate: Candidate, candidates: Iterable[Candidate]) -> str:
     """Why an option is worth measuring, in words; `candidates` are those left."""
     rivals = [other for other in candidates if other.name != candidate.name]
     if not rivals:
-        return "nothing else is left"
+        return "it is predicted to win, which a run makes sure"
     if not candidate.known:
         return "nothing is known of its speed"
     best = max(rivals, key=lambda other: (other.low, other.name))

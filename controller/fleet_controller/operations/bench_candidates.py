@@ -117,6 +117,8 @@ def candidate_of(name: str, option: Option, goal: Goal, runs: int, run_seconds: 
     standing = option.standing(goal)
     if standing is None or not standing.is_known:
         return Candidate(name=name, value=0.0, low=0.0, high=math.inf, runs=runs, cost_seconds=cost)
+    # What another suite measured here counts as a run.
+    runs = max(runs, int(standing.certainty is Certainty.MEASURED))
     return Candidate(
         name=name, value=standing.value, low=standing.low, high=standing.high, runs=runs, cost_seconds=cost
     )

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from fleet_controller.benchmarking.calibration import is_calibration
+from fleet_controller.benchmarking.calibration import SUITE, is_calibration
 from fleet_controller.benchmarking.cells import Identity
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase, work_of
 from fleet_controller.domain.base import Frozen
 from fleet_controller.operations.choosing_knowledge import Knowledge, device_at
 from fleet_controller.results.columns import Result
+from fleet_controller.results.store import Filter, select_results
 from fleet_controller.state import StateDatabase
 from fleet_inventory.catalog import Catalog
 from fleet_inventory.model_file import ArtifactFormat, Model
@@ -50,6 +51,10 @@ def foretold(
     def of_this_host(row: Result) -> bool:
         return row.host == identity.host and is_calibration(row.model)
 
+    # Adopted binaries tell their version only once they have run.
+    wanted = Filter(host_pattern=identity.host, suites=(SUITE,))
+    newest = next((row.backend_version for _, row in select_results(database, wanted, newest=1)), "")
+    identity = identity.model_copy(update={"backend_version": newest or identity.backend_version})
     after = Knowledge(database, catalog)
     before = Knowledge(database, catalog, without=of_this_host)
     found = []

@@ -97,10 +97,19 @@ def test_what_is_eliminated_is_beaten_by_one_that_is_not(world: list[tuple[float
     assert not {item.by for item in out} & {item.name for item in out}
 
 
-def test_nothing_is_measured_where_predictions_settle_it() -> None:
-    step = next_run([candidate("fast", 90, 110), candidate("slow", 40, 60)])
-    assert isinstance(step, Stop) and (step.why, step.leaders) == (Why.SETTLED, ("fast",))
-    assert step.text == "fast wins, by predictions alone: no other can reach its 90"
+def test_where_predictions_settle_it_the_winner_alone_is_measured() -> None:
+    options = [candidate("fast", 90, 110), candidate("slow", 40, 60)]
+    ran, stop = play(options, {"fast": 100, "slow": 50}, 0.01)
+    assert (ran, stop.why, stop.leaders) == (["fast"], Why.SETTLED, ("fast",))
+    assert stop.text == "fast wins, measured: no other can reach its 99"
+    step = next_run(options, budget_seconds=1)
+    assert isinstance(step, Stop) and step.text == "fast wins, by predictions alone: no other can reach its 90"
+
+
+def test_a_winner_that_falls_short_brings_the_others_back() -> None:
+    options = [candidate("fast", 90, 110), candidate("slow", 40, 60)]
+    ran, stop = play(options, {"fast": 45, "slow": 55}, 0.01)
+    assert ran == ["fast", "slow"] and stop.leaders == ("slow",)
 
 
 def test_what_cannot_win_is_never_run() -> None:
@@ -155,7 +164,7 @@ def test_a_budget_ends_it_with_what_is_known() -> None:
 
 @pytest.mark.parametrize("faster", [{("a", "b")}, {("a", "b"), ("b", "a")}, {("a", "nobody")}])
 def test_pairs_that_are_known_settle_what_intervals_leave_open(faster: set[tuple[str, str]]) -> None:
-    step = next_run([candidate("a", 90, 120), candidate("b", 85, 118)], faster)
+    step = next_run([candidate("a", 90, 120, runs=1), candidate("b", 85, 118)], faster)
     assert isinstance(step, Stop) is (faster == {("a", "b")})
 
 
