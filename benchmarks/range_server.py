@@ -3,6 +3,7 @@
 By sendfile, so that the server is not what is measured. Answers GET /<owner>/<name>/resolve/<commit>/<path>.
 """
 
+import contextlib
 import re
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         with path.open("rb") as stream:
             self.wfile.flush()
-            self.connection.sendfile(stream, start)
+            with contextlib.suppress(OSError):  # a head that was killed
+                self.connection.sendfile(stream, start)
 
 
 def main() -> None:
