@@ -252,11 +252,13 @@ def measure(
     buffers = parse_buffers(log.read_text(encoding="utf-8", errors="replace"))
     found: dict[str, int] = {}
     for buffer in buffers:
-        if buffer.on_device == (gpu is not None):
+        # Weights that were copied into another order lie in the mapped file as well, whose pages can be dropped.
+        if buffer.on_device == (gpu is not None) and "REPACK" not in buffer.place:
             found[buffer.kind] = found.get(buffer.kind, 0) + buffer.size_bytes
     touched = sum(size for kind, size in found.items() if kind != "compute")
-    beside = 0 if gpu else max(READY_BYTES[process.pid] - touched, 0)
-    real = max(held, sum(found.values()) + beside)
+    copied = sum(buffer.size_bytes for buffer in buffers if "REPACK" in buffer.place)
+    beside = 0 if gpu else max(READY_BYTES[process.pid] - touched - copied, 0)
+    real = max(held - (0 if gpu else copied), sum(found.values()) + beside)
     lines = {line.what: (line.bytes, found.get(KIND_OF_LINE.get(line.what, ""), 0)) for line in fit.lines}
     known = sum(size for _, size in lines.values())
     rest = sum(size for what, (size, _) in lines.items() if what not in KIND_OF_LINE)

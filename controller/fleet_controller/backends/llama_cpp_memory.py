@@ -1,7 +1,7 @@
 """How llama-server spends memory: slots, batches, and what its version and its arguments change. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fleet_controller.backends.base import MemoryUse
 from fleet_controller.backends.options import EngineOptions
@@ -113,3 +113,14 @@ def parse_buffers(log: str) -> tuple[Buffer, ...]:
     """The buffers in a server's log. Builds since mid-2026 print them with `--log-verbosity 4` only."""
     found = _BUFFER.findall(log)
     return tuple(Buffer(place=place, kind=kind, size_bytes=round(float(size) * 2**20)) for place, kind, size in found)
+
+
+def needed_bytes(buffers: Iterable[Buffer]) -> int:
+    """What buffers in the host's memory need together: where weights were copied into another order (CPU_REPACK), the
+    mapped file has them too, and those pages can be dropped.
+    """
+    sizes = {"mapped": 0, "repacked": 0, "other": 0}
+    for buffer in buffers:
+        place = "mapped" if buffer.place.endswith("_Mapped") else "repacked" if "REPACK" in buffer.place else "other"
+        sizes[place] += buffer.size_bytes
+    return max(sizes["mapped"], sizes["repacked"]) + sizes["other"]

@@ -22,11 +22,12 @@ MIB = 1 << 20
 
 
 def seen(
-    excess_mib: int, *, artifact: str = "a", at: int = 0, at_least: bool = False, version: str = "b1"
+    excess_mib: int, *, artifact: str = "a", at: int = 0, at_least: bool = False, buffers: str = "", version: str = "b1"
 ) -> MemoryObservation:
     return MemoryObservation(
         backend="llama.cpp", version=version, device="1 x RTX", artifact=artifact, context_tokens=4096, slots=0,
-        predicted_bytes=1000 * MIB, observed_bytes=(1000 + excess_mib) * MIB, at_least=at_least, observed_unix_ms=at,
+        predicted_bytes=1000 * MIB, observed_bytes=(1000 + excess_mib) * MIB, at_least=at_least, buffers=buffers,
+        observed_unix_ms=at,
     )  # fmt: skip
 
 
@@ -56,8 +57,14 @@ def test_an_estimate_becomes_smaller_only_after_several_starts() -> None:
 
 
 def test_memory_that_is_not_yet_used_lowers_nothing() -> None:
-    assert correction_from([seen(-40, artifact=name, at_least=True) for name in "abc"]).excess_bytes == 0
-    assert correction_from([seen(40, at_least=True)]).excess_bytes == 40 * MIB
+    told = [seen(-40, artifact=name, at_least=True, buffers="CPU KV 1 MiB") for name in "abc"]
+    assert correction_from(told).of(1000 * MIB) == 0
+    assert correction_from([seen(40, at_least=True, buffers="CPU KV 1 MiB")]).of(1000 * MIB) == 40 * MIB
+
+
+def test_resident_memory_alone_teaches_nothing() -> None:
+    """It lacks what is not yet touched, and has pages of the file that can be dropped."""
+    assert correction_from([seen(900, artifact=name, at_least=True) for name in "abc"]) == Correction()
 
 
 def test_another_build_or_device_learns_nothing() -> None:
@@ -110,9 +117,18 @@ def test_an_observation_stands_beside_what_was_predicted_without_reserve_and_cor
 
 def test_on_the_cpu_the_log_tells_of_memory_that_is_not_touched_yet() -> None:
     assert (found := observation_of(LINES, status(resident_bytes=300 * MIB), "cpu", LOG)) is not None
-    assert (found.observed_bytes, found.at_least) == (520 * MIB, False)
+    assert (found.observed_bytes, found.at_least) == (520 * MIB, True)
     assert (found := observation_of(LINES, status(resident_bytes=300 * MIB), "cpu", "")) is not None
     assert (found.observed_bytes, found.at_least) == (300 * MIB, True)
+
+
+def test_weights_in_another_order_count_once() -> None:
+    log = """load_tensors:   CPU_Mapped model buffer size =  2521.00 MiB
+load_tensors:   CPU_REPACK model buffer size =  1672.00 MiB
+llama_kv_cache:        CPU KV buffer size =   128.00 MiB
+"""
+    found = observation_of(LINES, status(resident_bytes=4400 * MIB), "cpu", log)
+    assert found is not None and found.observed_bytes == (2521 + 128) * MIB
 
 
 @pytest.mark.parametrize(

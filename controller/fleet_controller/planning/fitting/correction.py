@@ -56,7 +56,7 @@ def correction_from(observations: Iterable[MemoryObservation]) -> Correction:
     latest: dict[tuple[str, int, int], MemoryObservation] = {}
     for item in sorted(observations, key=lambda item: item.observed_unix_ms):
         latest[(item.artifact, item.context_tokens, item.slots)] = item
-    excesses = [_excess(item) for item in latest.values()]
+    excesses = [_excess(item) for item in latest.values() if item.buffers or not item.at_least]
     return (
         Correction(excess_bytes=int(statistics.median(excesses)), observations=len(excesses))
         if excesses
@@ -65,6 +65,6 @@ def correction_from(observations: Iterable[MemoryObservation]) -> Correction:
 
 
 def _excess(item: MemoryObservation) -> int:
-    """What was taken beyond the prediction; nothing is learnt from less where more may be used later."""
+    """What was taken beyond the prediction; where more may be used later, less teaches nothing."""
     excess = item.observed_bytes - item.predicted_bytes
     return max(excess, 0) if item.at_least else excess

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fleet_controller.backends.llama_cpp_memory import parse_buffers
+from fleet_controller.backends.llama_cpp_memory import needed_bytes, parse_buffers
 from fleet_controller.domain.memory import MemoryObservation
 from fleet_controller.domain.plan import FitLine
 from fleet_controller.domain.services import ServiceStatus
@@ -23,8 +23,9 @@ def observation_of(
     if seen is None or not predicted or taken_anyway or spec.shared_port_path:
         return None
     buffers = [buffer for buffer in parse_buffers(log) if buffer.on_device == on_gpu]
-    # Memory of the host is reserved before it is used: the log tells of it, resident memory does not yet.
-    told = 0 if on_gpu else sum(buffer.size_bytes for buffer in buffers)
+    # Resident memory of the host lacks what is reserved and not yet touched, and has pages of the file that the kernel
+    # may drop: the log is the better witness where it tells.
+    observed = needed_bytes(buffers) if buffers and not on_gpu else seen
     return MemoryObservation(
         backend=spec.backend,
         version=spec.backend_version,
@@ -33,8 +34,8 @@ def observation_of(
         context_tokens=spec.context_length,
         slots=spec.max_parallel,
         predicted_bytes=predicted,
-        observed_bytes=max(seen, told),
-        at_least=not on_gpu and not buffers,
+        observed_bytes=observed,
+        at_least=not on_gpu,
         host=host,
         buffers=", ".join(f"{buffer.place} {buffer.kind} {gibibytes(buffer.size_bytes)}" for buffer in buffers),
         observed_unix_ms=now_unix_ms,
