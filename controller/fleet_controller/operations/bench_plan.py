@@ -112,13 +112,21 @@ def _hub(host: Host) -> tuple[str, str]:
     return host.environment.get("HF_ENDPOINT", ""), host.hub_token or ""
 
 
+def _only(names: str) -> str:
+    """What a model is resolved for: one name; of several each is looked for among all that it has."""
+    return "" if "," in names else names
+
+
 async def _resolved(
     request: BenchRequest, model: str, hosts: tuple[Host, ...], states: list[HostState | Problem]
 ) -> dict[tuple[str, str], ResolvedModel | Exception]:
     """The model as each hub has it, or why it is not known there; a service's name needs no hub."""
     hubs = list(dict.fromkeys(_hub(host) for host in hosts))
     wanted = DeployRequest(
-        model=model, repository=request.repository, quantization=request.quantization, backend=request.backend
+        model=model,
+        repository=request.repository,
+        quantization=_only(request.quantization),
+        backend=_only(request.backend),
     )
     try:
         wanted = named(wanted)
