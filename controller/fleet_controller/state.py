@@ -69,7 +69,7 @@ def _create_rollouts(connection: sqlite3.Connection) -> None:
 
 
 def _create_memory_observations(connection: sqlite3.Connection) -> None:
-    from fleet_controller.operations.memory_observations import create_memory_observations
+    from fleet_controller.memory_store import create_memory_observations
 
     create_memory_observations(connection)
 

@@ -17,13 +17,13 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState
+from fleet_controller.memory_store import load_observations
 from fleet_controller.operations.choosing_knowledge import Knowledge
 from fleet_controller.operations.choosing_models import Asked, KnownState, resolved_models, with_served
 from fleet_controller.operations.choosing_next import next_commands
 from fleet_controller.operations.choosing_options import Question, decision_with_cells
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.hosts import live_report
-from fleet_controller.operations.memory_observations import load_observations
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.reports import HostReport
 from fleet_controller.operations.resolving import catalog

@@ -11,10 +11,10 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest, HostPlan
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
+from fleet_controller.memory_store import load_observations
 from fleet_controller.operations.choosing_default import decider_for, with_installed_backends
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.installers import with_installer
-from fleet_controller.operations.memory_observations import load_observations
 from fleet_controller.operations.options import demand_options
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import named, resolve_for

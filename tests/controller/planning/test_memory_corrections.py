@@ -11,7 +11,7 @@ from fleet_controller.domain.memory import MemoryObservation
 from fleet_controller.domain.plan import FitLine
 from fleet_controller.domain.resolved import ModelArtifact
 from fleet_controller.domain.services import ServiceSpec, ServiceStatus
-from fleet_controller.operations.memory_observations import load_observations, save_observation
+from fleet_controller.memory_store import load_observations, save_observation
 from fleet_controller.planning.devices import memory_pool
 from fleet_controller.planning.fit import judge_fit
 from fleet_controller.planning.fitting.correction import Correction, Corrections, correction_from
