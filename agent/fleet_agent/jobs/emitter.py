@@ -54,6 +54,11 @@ class Emitter:
         with contextlib.suppress(OSError):
             self.event(progress=Progress(done, total, unit, label))
 
+    def document(self, text: str) -> None:
+        """One JSON object that tells how it goes; lost where the disk is full."""
+        with contextlib.suppress(OSError):
+            self.event(document=text)
+
     def log(self, text: str, stream: str = "agent") -> None:
         """One line; beyond a bound a step's lines are dropped, and one line says so."""
         self._log_lines += 1

@@ -64,6 +64,10 @@ class Artifact:
     revisions: tuple[str, ...] = ()
     size_bytes: int = 0
     files: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    brought: bool = False
+    own_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,6 +260,34 @@ class EvaluateStep:
     stall_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class RelayStep:
+    rollout: str = ""
+    node: str = ""
+    allowed: tuple[str, ...] = ()
+    repository: str = ""
+    commit: str = ""
+    revision: str = ""
+    files: tuple[ArtifactFile, ...] = ()
+    piece_bytes: int = 0
+    listen_host: str = ""
+    first_port: int = 0
+    last_port: int = 0
+    upload_bytes_per_second: int = 0
+    download_bytes_per_second: int = 0
+
+
+@dataclass(frozen=True)
+class VerifyArtifactsStep:
+    repository: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True)
+class HashFolderStep:
+    path: str = ""
+
+
 StepKind = (
     PythonEnvironmentStep
     | GitCheckoutStep
@@ -270,6 +302,9 @@ StepKind = (
     | BenchStep
     | InstallerScriptStep
     | EvaluateStep
+    | RelayStep
+    | VerifyArtifactsStep
+    | HashFolderStep
 )
 
 
@@ -291,6 +326,9 @@ class Step:
     bench: BenchStep | None = None
     installer_script: InstallerScriptStep | None = None
     evaluate: EvaluateStep | None = None
+    relay: RelayStep | None = None
+    verify_artifacts: VerifyArtifactsStep | None = None
+    hash_folder: HashFolderStep | None = None
 
     @property
     def kind(self) -> StepKind:
@@ -363,8 +401,9 @@ class JobEvent:
     log: LogLine | None = None
     result: StepResult | None = None
     problem: Problem | None = None
+    document: str | None = None
 
     @property
     def durable(self) -> bool:
-        """Whether it must be on disk before work goes on; progress and log lines may be lost with the power."""
-        return self.progress is None and self.log is None
+        """Whether it must be on disk before work goes on; what tells how it goes may be lost with the power."""
+        return self.progress is None and self.log is None and self.document is None

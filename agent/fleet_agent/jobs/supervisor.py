@@ -17,6 +17,7 @@ from fleet_agent.configuration import check_environment
 from fleet_agent.jobs.children import end_children
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import JobEvent, JobSpec, JobState, JobStatus, Problem
+from fleet_agent.jobs.steering import Steering
 from fleet_agent.jobs.store import EXIT_INTERRUPTED, EXIT_LOCKED, EventReader, EventWriter, JobFolder, JobStore, JobView
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
@@ -138,6 +139,21 @@ class JobSupervisor:
         await asyncio.shield(task)  # a caller who goes away must not leave a job that nobody looks after
         return view.status()
 
+    def steer(self, job_id: str, document: str, credentials: tuple[str, str, str] | None) -> JobStatus:
+        """Give an order to a job that takes orders. Raises UnknownJob, SpecProblem, ProblemError for one that ended."""
+        folder = self._store.folder(job_id)
+        status = self._view(folder).status()
+        if all(step.relay is None for step in folder.spec().steps):
+            raise SpecProblem(f"job {job_id} takes no orders")
+        if status.state.terminal:
+            raise ProblemError("job-ended", f"job {job_id} has ended", "submit it again")
+        steering = Steering(folder)
+        if credentials is not None:
+            steering.put_credentials(*credentials)
+        if document:
+            steering.append(document)
+        return status
+
     async def _cancel(self, folder: JobFolder) -> None:
         overseer = self._overseers.get(folder.job_id)
         if overseer is not None:
@@ -228,6 +244,7 @@ class JobSupervisor:
             if not ours:
                 return
             (folder.path / "reserve").unlink(missing_ok=True)
+            Steering(folder).remove_credentials()
             with EventWriter(folder) as writer:
                 if any(event.state is not None and event.state.terminal for event in writer.events):
                     return

@@ -69,7 +69,7 @@ class Placer:
             os.fsync(file.descriptor)
             file.part.replace(file.blob)
         sync_folder(file.blob.parent)
-        self._notes.write(file.blob)
+        self._notes.write(file.blob, brought=True)
         link(self._store.cache, self._store.manifest, file)
         self._store.mark_placed(file)
         self._emit(FilePlaced(file.entry.path, True))

@@ -217,6 +217,7 @@ async def _parts(
     from fleet_agent.leases.keeper import LeaseKeeper
     from fleet_agent.leases.store import LeaseStore
     from fleet_agent.secrets import SecretStore
+    from fleet_agent.server.artifacts import ArtifactCalls
     from fleet_agent.server.engines import EngineCalls
     from fleet_agent.server.jobs import JobCalls
     from fleet_agent.server.secrets import SecretCalls
@@ -245,6 +246,7 @@ async def _parts(
             CoreCalls(layout, stop),
             facts,
             JobCalls(jobs),
+            ArtifactCalls(layout, services, jobs),
             ServiceCalls(services, SecretStore.of(layout)),
             EngineCalls(layout, services, jobs),
             SecretCalls(SecretStore.of(layout)),

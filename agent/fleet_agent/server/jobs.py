@@ -1,18 +1,16 @@
-"""The calls about jobs and artifacts: between wire messages and the agent's own values."""
+"""The calls about jobs: between wire messages and the agent's own values."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 
-from fleet_agent.artifacts.cache import list_artifacts
 from fleet_agent.jobs.codec import decode, encode
 from fleet_agent.jobs.errors import SpecProblem
 from fleet_agent.jobs.model import JobSpec
 from fleet_agent.jobs.supervisor import JobSupervisor
-from fleet_proto.v1 import artifacts_pb2, jobs_pb2
+from fleet_proto.v1 import jobs_pb2
 
 Wire = TypeVar("Wire", bound=Message)
 
@@ -53,8 +51,7 @@ class JobCalls:
         async for event in self._supervisor.watch(request.job_id, request.after_sequence):
             yield to_wire(event, jobs_pb2.JobEvent)
 
-    async def ListArtifacts(
-        self, request: artifacts_pb2.ListArtifactsRequest, context: Any
-    ) -> artifacts_pb2.ListArtifactsReply:
-        found = await asyncio.to_thread(list_artifacts, self._supervisor.layout.hf_home)
-        return artifacts_pb2.ListArtifactsReply(artifacts=[to_wire(one, artifacts_pb2.Artifact) for one in found])
+    async def SteerJob(self, request: jobs_pb2.SteerJobRequest, context: Any) -> jobs_pb2.JobStatus:
+        given = request.credentials
+        credentials = (given.authority, given.certificate, given.key) if request.HasField("credentials") else None
+        return to_wire(self._supervisor.steer(request.job_id, request.document, credentials), jobs_pb2.JobStatus)

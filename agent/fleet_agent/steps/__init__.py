@@ -32,6 +32,9 @@ MODULES: dict[type[Any], str] = {
     model.BenchStep: "bench",
     model.InstallerScriptStep: "installer_script",
     model.EvaluateStep: "evaluate",
+    model.RelayStep: "relay",
+    model.VerifyArtifactsStep: "verify_artifacts",
+    model.HashFolderStep: "hash_folder",
 }
 
 

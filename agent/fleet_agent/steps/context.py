@@ -5,7 +5,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -97,8 +97,11 @@ class StepContext:
         deadline_seconds: float = 0.0,
         capture: bool = False,
         on_line: Callable[[str, str], bool] | None = None,
+        feed: Callable[[asyncio.StreamWriter], Coroutine[None, None, None]] | None = None,
     ) -> ChildResult:
         """Run a program (words and paths) to its end and stream its output as log lines.
+
+        feed(stdin) writes to the program's standard input while it runs; without it there is none.
 
         environment: allowlisted variables; private_environment: the step's own, not from the wire.
         on_line(stream, text) sees every line first and returns True where it is not to be logged.
@@ -110,34 +113,36 @@ class StepContext:
         variables = child_environment(self.configuration, {**self.environment, **(environment or {})})
         variables.update(private_environment or {})
         variables[MARKER_NAME] = marker
-        async with self._child(words, cwd, variables, marker) as process:
+        async with self._child(words, cwd, variables, marker, feed is not None) as process:
             output = _Output(self.emitter, capture, on_line)
             readers = [
                 asyncio.ensure_future(output.follow(process.stdout, "stdout")),
                 asyncio.ensure_future(output.follow(process.stderr, "stderr")),
             ]
+            feeder = asyncio.ensure_future(feed(process.stdin)) if feed is not None and process.stdin else None
             try:
                 exit_code = await self._wait(process, output, words[0], stall_seconds, deadline_seconds)
                 # A grandchild that stays (a daemon) may hold the pipes open for ever.
                 await asyncio.wait(readers, timeout=DRAIN_SECONDS)
             finally:
-                for reader in readers:
+                others = [*readers, *([feeder] if feeder is not None else [])]
+                for reader in others:
                     reader.cancel()
-                await asyncio.gather(*readers, return_exceptions=True)
+                await asyncio.gather(*others, return_exceptions=True)
             output.result.exit_code = exit_code
             output.result.stdout = output.captured()
             return output.result
 
     @contextlib.asynccontextmanager
     async def _child(
-        self, words: list[str], cwd: Path | None, variables: dict[str, str], marker: str
+        self, words: list[str], cwd: Path | None, variables: dict[str, str], marker: str, fed: bool = False
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         try:
             process = await asyncio.create_subprocess_exec(
                 *words,
                 cwd=cwd,
                 env=variables,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if fed else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,

@@ -131,7 +131,7 @@ class _Fetch:
         url = f"{self._endpoint}/{self._step.repository}/resolve/{self._step.commit}/{path}"
         authorization = f"Bearer {self._token}" if self._token else ""
         download(Source(url, authorization), file, blob, self._watch(file))
-        self._notes.write(blob)
+        self._notes.write(blob, brought=True)
         self._fetched += max(0, file.size_bytes - present)
         self._changed = True
 

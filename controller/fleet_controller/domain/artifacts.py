@@ -9,3 +9,12 @@ class Artifact(Frozen):
     revisions: tuple[str, ...] = ()
     size_bytes: int = 0
     files: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    brought: bool = False
+    own_bytes: int = 0
+
+
+class ArtifactName(Frozen):
+    repository: str
+    commit: str = ""

@@ -67,3 +67,4 @@ class JobEvent(Frozen):
     log: LogLine | None = None
     result: StepResult | None = None
     problem: Problem | None = None
+    document: str | None = None

@@ -202,6 +202,31 @@ class EvaluateStep(Frozen):
     stall_seconds: float = 0.0
 
 
+class RelayStep(Frozen):
+    rollout: str
+    node: str
+    allowed: tuple[str, ...]
+    repository: str
+    commit: str
+    revision: str = "main"
+    files: tuple[ArtifactFile, ...]
+    piece_bytes: int
+    listen_host: str = "0.0.0.0"
+    first_port: int = 0
+    last_port: int = 0
+    upload_bytes_per_second: int = 0
+    download_bytes_per_second: int = 0
+
+
+class VerifyArtifactsStep(Frozen):
+    repository: str = ""
+    commit: str = ""
+
+
+class HashFolderStep(Frozen):
+    path: str
+
+
 class Step(Frozen):
     """Exactly one kind is set."""
 
@@ -219,6 +244,9 @@ class Step(Frozen):
     bench: BenchStep | None = None
     installer_script: InstallerScriptStep | None = None
     evaluate: EvaluateStep | None = None
+    relay: RelayStep | None = None
+    verify_artifacts: VerifyArtifactsStep | None = None
+    hash_folder: HashFolderStep | None = None
 
 
 class JobSpec(Frozen):

@@ -29,6 +29,9 @@ STAGES = {
     "chat_probe": "smoke",
     "bench": "bench",
     "evaluate": "evaluate",
+    "relay": "pull",
+    "verify_artifacts": "verify",
+    "hash_folder": "hash",
 }
 
 

@@ -78,6 +78,11 @@ class AgentStub:
                 request_serializer=fleet__proto_dot_v1_dot_jobs__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_jobs__pb2.JobEvent.FromString,
                 _registered_method=True)
+        self.SteerJob = channel.unary_unary(
+                '/fleet.v1.Agent/SteerJob',
+                request_serializer=fleet__proto_dot_v1_dot_jobs__pb2.SteerJobRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_jobs__pb2.JobStatus.FromString,
+                _registered_method=True)
         self.ApplyService = channel.unary_unary(
                 '/fleet.v1.Agent/ApplyService',
                 request_serializer=fleet__proto_dot_v1_dot_services__pb2.ApplyServiceRequest.SerializeToString,
@@ -107,6 +112,11 @@ class AgentStub:
                 '/fleet.v1.Agent/ListArtifacts',
                 request_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.FromString,
+                _registered_method=True)
+        self.RemoveArtifacts = channel.unary_unary(
+                '/fleet.v1.Agent/RemoveArtifacts',
+                request_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsReply.FromString,
                 _registered_method=True)
         self.RemoveEngine = channel.unary_unary(
                 '/fleet.v1.Agent/RemoveEngine',
@@ -213,6 +223,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SteerJob(self, request, context):
+        """An order to a step that takes orders while it runs (relay). It is on disk when this returns: a new runner obeys, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ApplyService(self, request, context):
         """same digest: changes nothing
         """
@@ -246,6 +263,13 @@ class AgentServicer:
 
     def ListArtifacts(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveArtifacts(self, request, context):
+        """what is in use by now stays
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -357,6 +381,11 @@ def add_AgentServicer_to_server(servicer, server):
                     request_deserializer=fleet__proto_dot_v1_dot_jobs__pb2.WatchJobRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_jobs__pb2.JobEvent.SerializeToString,
             ),
+            'SteerJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.SteerJob,
+                    request_deserializer=fleet__proto_dot_v1_dot_jobs__pb2.SteerJobRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_jobs__pb2.JobStatus.SerializeToString,
+            ),
             'ApplyService': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyService,
                     request_deserializer=fleet__proto_dot_v1_dot_services__pb2.ApplyServiceRequest.FromString,
@@ -386,6 +415,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ListArtifacts,
                     request_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.SerializeToString,
+            ),
+            'RemoveArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveArtifacts,
+                    request_deserializer=fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsReply.SerializeToString,
             ),
             'RemoveEngine': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveEngine,
@@ -642,6 +676,33 @@ class Agent:
             _registered_method=True)
 
     @staticmethod
+    def SteerJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/SteerJob',
+            fleet__proto_dot_v1_dot_jobs__pb2.SteerJobRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_jobs__pb2.JobStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ApplyService(request,
             target,
             options=(),
@@ -793,6 +854,33 @@ class Agent:
             '/fleet.v1.Agent/ListArtifacts',
             fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_artifacts__pb2.ListArtifactsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Agent/RemoveArtifacts',
+            fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_artifacts__pb2.RemoveArtifactsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,8 @@ class AgentStub:
     """blocks until the process tree is gone"""
     WatchJob: _grpc.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]
     """ends after the terminal event"""
+    SteerJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.SteerJobRequest, _jobs_pb2.JobStatus]
+    """An order to a step that takes orders while it runs (relay). It is on disk when this returns: a new runner obeys, too."""
     ApplyService: _grpc.UnaryUnaryMultiCallable[_services_pb2.ApplyServiceRequest, _services_pb2.ServiceStatus]
     """same digest: changes nothing"""
     StopService: _grpc.UnaryUnaryMultiCallable[_services_pb2.StopServiceRequest, _services_pb2.ServiceStatus]
@@ -60,6 +62,8 @@ class AgentStub:
     WatchService: _grpc.UnaryStreamMultiCallable[_services_pb2.WatchServiceRequest, _services_pb2.ServiceStatus]
     ReadLog: _grpc.UnaryStreamMultiCallable[_services_pb2.ReadLogRequest, _services_pb2.LogChunk]
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]
+    RemoveArtifacts: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.RemoveArtifactsRequest, _artifacts_pb2.RemoveArtifactsReply]
+    """what is in use by now stays"""
     RemoveEngine: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]
     """refused while a service or job uses it"""
     SurveyEngines: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SurveyEnginesRequest, _agent_pb2.SurveyEnginesReply]
@@ -100,6 +104,8 @@ class AgentAsyncStub(AgentStub):
     """blocks until the process tree is gone"""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.WatchJobRequest, _jobs_pb2.JobEvent]  # type: ignore[assignment]
     """ends after the terminal event"""
+    SteerJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.SteerJobRequest, _jobs_pb2.JobStatus]  # type: ignore[assignment]
+    """An order to a step that takes orders while it runs (relay). It is on disk when this returns: a new runner obeys, too."""
     ApplyService: _aio.UnaryUnaryMultiCallable[_services_pb2.ApplyServiceRequest, _services_pb2.ServiceStatus]  # type: ignore[assignment]
     """same digest: changes nothing"""
     StopService: _aio.UnaryUnaryMultiCallable[_services_pb2.StopServiceRequest, _services_pb2.ServiceStatus]  # type: ignore[assignment]
@@ -107,6 +113,8 @@ class AgentAsyncStub(AgentStub):
     WatchService: _aio.UnaryStreamMultiCallable[_services_pb2.WatchServiceRequest, _services_pb2.ServiceStatus]  # type: ignore[assignment]
     ReadLog: _aio.UnaryStreamMultiCallable[_services_pb2.ReadLogRequest, _services_pb2.LogChunk]  # type: ignore[assignment]
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsReply]  # type: ignore[assignment]
+    RemoveArtifacts: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.RemoveArtifactsRequest, _artifacts_pb2.RemoveArtifactsReply]  # type: ignore[assignment]
+    """what is in use by now stays"""
     RemoveEngine: _aio.UnaryUnaryMultiCallable[_agent_pb2.RemoveEngineRequest, _agent_pb2.RemoveEngineReply]  # type: ignore[assignment]
     """refused while a service or job uses it"""
     SurveyEngines: _aio.UnaryUnaryMultiCallable[_agent_pb2.SurveyEnginesRequest, _agent_pb2.SurveyEnginesReply]  # type: ignore[assignment]
@@ -188,6 +196,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         """ends after the terminal event"""
 
     @_abc_1.abstractmethod
+    def SteerJob(
+        self,
+        request: _jobs_pb2.SteerJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.JobStatus, _abc.Awaitable[_jobs_pb2.JobStatus]]:
+        """An order to a step that takes orders while it runs (relay). It is on disk when this returns: a new runner obeys, too."""
+
+    @_abc_1.abstractmethod
     def ApplyService(
         self,
         request: _services_pb2.ApplyServiceRequest,
@@ -229,6 +245,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.ListArtifactsReply, _abc.Awaitable[_artifacts_pb2.ListArtifactsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveArtifacts(
+        self,
+        request: _artifacts_pb2.RemoveArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifacts_pb2.RemoveArtifactsReply, _abc.Awaitable[_artifacts_pb2.RemoveArtifactsReply]]:
+        """what is in use by now stays"""
 
     @_abc_1.abstractmethod
     def RemoveEngine(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66leet_proto/v1/artifacts.proto\x12\x08\x66leet.v1\"U\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x13\n\x0bgit_blob_id\x18\x04 \x01(\t\"\x16\n\x14ListArtifactsRequest\"d\n\x08\x41rtifact\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x11\n\trevisions\x18\x03 \x03(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x66iles\x18\x05 \x03(\t\";\n\x12ListArtifactsReply\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.fleet.v1.Artifactb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66leet_proto/v1/artifacts.proto\x12\x08\x66leet.v1\"U\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x13\n\x0bgit_blob_id\x18\x04 \x01(\t\"&\n\x14ListArtifactsRequest\x12\x0e\n\x06survey\x18\x01 \x01(\x08\"\xa8\x01\n\x08\x41rtifact\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\x12\x11\n\trevisions\x18\x03 \x03(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x66iles\x18\x05 \x03(\t\x12\x10\n\x08services\x18\x06 \x03(\t\x12\x0c\n\x04jobs\x18\x07 \x03(\t\x12\x0f\n\x07\x62rought\x18\x08 \x01(\x08\x12\x11\n\town_bytes\x18\t \x01(\x04\"2\n\x0c\x41rtifactName\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\t\"C\n\x16RemoveArtifactsRequest\x12)\n\tartifacts\x18\x01 \x03(\x0b\x32\x16.fleet.v1.ArtifactName\"T\n\x14RemoveArtifactsReply\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\x12\'\n\x07removed\x18\x02 \x03(\x0b\x32\x16.fleet.v1.ArtifactName\";\n\x12ListArtifactsReply\x12%\n\tartifacts\x18\x01 \x03(\x0b\x32\x12.fleet.v1.Artifactb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACTFILE']._serialized_start=44
   _globals['_ARTIFACTFILE']._serialized_end=129
   _globals['_LISTARTIFACTSREQUEST']._serialized_start=131
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=153
-  _globals['_ARTIFACT']._serialized_start=155
-  _globals['_ARTIFACT']._serialized_end=255
-  _globals['_LISTARTIFACTSREPLY']._serialized_start=257
-  _globals['_LISTARTIFACTSREPLY']._serialized_end=316
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=169
+  _globals['_ARTIFACT']._serialized_start=172
+  _globals['_ARTIFACT']._serialized_end=340
+  _globals['_ARTIFACTNAME']._serialized_start=342
+  _globals['_ARTIFACTNAME']._serialized_end=392
+  _globals['_REMOVEARTIFACTSREQUEST']._serialized_start=394
+  _globals['_REMOVEARTIFACTSREQUEST']._serialized_end=461
+  _globals['_REMOVEARTIFACTSREPLY']._serialized_start=463
+  _globals['_REMOVEARTIFACTSREPLY']._serialized_end=547
+  _globals['_LISTARTIFACTSREPLY']._serialized_start=549
+  _globals['_LISTARTIFACTSREPLY']._serialized_end=608
 # @@protoc_insertion_point(module_scope)

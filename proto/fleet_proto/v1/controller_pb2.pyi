@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from fleet_proto.v1 import agent_pb2 as _agent_pb2
+from fleet_proto.v1 import artifacts_pb2 as _artifacts_pb2
 from fleet_proto.v1 import common_pb2 as _common_pb2
 from fleet_proto.v1 import hosts_pb2 as _hosts_pb2
 from fleet_proto.v1 import services_pb2 as _services_pb2
@@ -268,6 +269,305 @@ class HostSelection(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostSelection: _TypeAlias = HostSelection  # noqa: Y015
+
+@_typing.final
+class PullRequest(_message.Message):
+    """Model files onto hosts: from the hub once, then from host to host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    FOLDER_HOST_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """as in PlanDeployRequest"""
+    pattern: _builtins.str
+    quantization: _builtins.str
+    repository: _builtins.str
+    source: _builtins.str
+    """empty = the hub; "host:NAME", "host:NAME:/folder", or the URL of a hub or mirror"""
+    rate_bytes_per_second: _builtins.int
+    """of each host, up and down; 0 = no limit"""
+    folder: _builtins.str
+    """import: an absolute folder on the controller's machine"""
+    folder_host: _builtins.str
+    """the host that the folder is on; empty = the controller's machine"""
+    backend: _builtins.str
+    """whose format is wanted; empty = what a deploy would take"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        pattern: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        source: _builtins.str = ...,
+        rate_bytes_per_second: _builtins.int = ...,
+        folder: _builtins.str = ...,
+        folder_host: _builtins.str = ...,
+        backend: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "folder", b"folder", "folder_host", b"folder_host", "model", b"model", "pattern", b"pattern", "quantization", b"quantization", "rate_bytes_per_second", b"rate_bytes_per_second", "repository", b"repository", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
+
+@_typing.final
+class PullPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    PULLS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    @_builtins.property
+    def pulls(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPull]:
+        """one for each set of files: hosts of different kinds may want different ones"""
+
+    @_builtins.property
+    def failed(self) -> _containers.RepeatedCompositeFieldContainer[Global___PullHost]:
+        """hosts that no pull reaches"""
+
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        pulls: _abc.Iterable[Global___PlannedPull] | None = ...,
+        failed: _abc.Iterable[Global___PullHost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "plan_id", b"plan_id", "pulls", b"pulls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullPlan: _TypeAlias = PullPlan  # noqa: Y015
+
+@_typing.final
+class PlannedPull(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PULL_ID_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    pull_id: _builtins.str
+    repository: _builtins.str
+    revision: _builtins.str
+    commit: _builtins.str
+    quantization: _builtins.str
+    total_bytes: _builtins.int
+    files: _builtins.int
+    source: _builtins.str
+    """in words: where the bytes come from"""
+    resumes: _builtins.bool
+    """goes on with one that was cut off"""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PullHost]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        pull_id: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        commit: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+        source: _builtins.str = ...,
+        resumes: _builtins.bool = ...,
+        hosts: _abc.Iterable[Global___PullHost] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        paths: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "files", b"files", "hosts", b"hosts", "notes", b"notes", "paths", b"paths", "pull_id", b"pull_id", "quantization", b"quantization", "repository", b"repository", "resumes", b"resumes", "revision", b"revision", "source", b"source", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedPull: _TypeAlias = PlannedPull  # noqa: Y015
+
+@_typing.final
+class PullHost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    MISSING_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    part: _builtins.str
+    """"head", "fetch", "has it", "refuse", "fail" """
+    missing_bytes: _builtins.int
+    """at most"""
+    free_bytes: _builtins.int
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        part: _builtins.str = ...,
+        missing_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int | None = ...,
+        problem: _common_pb2.Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "free_bytes", b"free_bytes", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "free_bytes", b"free_bytes", "host", b"host", "missing_bytes", b"missing_bytes", "part", b"part", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___PullHost: _TypeAlias = PullHost  # noqa: Y015
+
+@_typing.final
+class RunPullRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunPullRequest: _TypeAlias = RunPullRequest  # noqa: Y015
+
+@_typing.final
+class HostArtifacts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_artifacts_pb2.Artifact]: ...
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        artifacts: _abc.Iterable[_artifacts_pb2.Artifact] | None = ...,
+        problem: _common_pb2.Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "problem", b"problem"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_problem", b"_problem", "artifacts", b"artifacts", "host", b"host", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+
+Global___HostArtifacts: _TypeAlias = HostArtifacts  # noqa: Y015
+
+@_typing.final
+class ArtifactsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERN_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    repository: _builtins.str
+    """empty = all"""
+    commit: _builtins.str
+    def __init__(
+        self,
+        *,
+        pattern: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        commit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "pattern", b"pattern", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArtifactsRequest: _TypeAlias = ArtifactsRequest  # noqa: Y015
+
+@_typing.final
+class CollectArtifactsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostArtifactNames]:
+        """what was shown to the user; what is in use by now stays"""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[Global___HostArtifactNames] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectArtifactsRequest: _TypeAlias = CollectArtifactsRequest  # noqa: Y015
+
+@_typing.final
+class HostArtifactNames(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ARTIFACTS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[_artifacts_pb2.ArtifactName]: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        artifacts: _abc.Iterable[_artifacts_pb2.ArtifactName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostArtifactNames: _TypeAlias = HostArtifactNames  # noqa: Y015
 
 @_typing.final
 class ListServicesQuery(_message.Message):

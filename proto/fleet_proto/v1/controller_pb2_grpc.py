@@ -82,6 +82,31 @@ class ControllerStub:
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.SerializeToString,
                 response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
                 _registered_method=True)
+        self.PlanPull = channel.unary_unary(
+                '/fleet.v1.Controller/PlanPull',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.PullRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.PullPlan.FromString,
+                _registered_method=True)
+        self.Pull = channel.unary_stream(
+                '/fleet.v1.Controller/Pull',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.RunPullRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
+        self.ListArtifacts = channel.unary_stream(
+                '/fleet.v1.Controller/ListArtifacts',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostArtifacts.FromString,
+                _registered_method=True)
+        self.VerifyArtifacts = channel.unary_stream(
+                '/fleet.v1.Controller/VerifyArtifacts',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ArtifactsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
+        self.CollectArtifacts = channel.unary_stream(
+                '/fleet.v1.Controller/CollectArtifacts',
+                request_serializer=fleet__proto_dot_v1_dot_controller__pb2.CollectArtifactsRequest.SerializeToString,
+                response_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+                _registered_method=True)
         self.ListServices = channel.unary_stream(
                 '/fleet.v1.Controller/ListServices',
                 request_serializer=fleet__proto_dot_v1_dot_controller__pb2.ListServicesQuery.SerializeToString,
@@ -222,6 +247,38 @@ class ControllerServicer:
     def ChangeRollout(self, request, context):
         """joined as a deploy is
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanPull(self, request, context):
+        """asks hosts and hub, changes nothing
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pull(self, request, context):
+        """runs a plan; joined as a deploy is. Host "all" is the sum
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListArtifacts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyArtifacts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectArtifacts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -377,6 +434,31 @@ def add_ControllerServicer_to_server(servicer, server):
             'ChangeRollout': grpc.unary_stream_rpc_method_handler(
                     servicer.ChangeRollout,
                     request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'PlanPull': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanPull,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.PullRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.PullPlan.SerializeToString,
+            ),
+            'Pull': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pull,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.RunPullRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.HostSelection.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostArtifacts.SerializeToString,
+            ),
+            'VerifyArtifacts': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyArtifacts,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.ArtifactsRequest.FromString,
+                    response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
+            ),
+            'CollectArtifacts': grpc.unary_stream_rpc_method_handler(
+                    servicer.CollectArtifacts,
+                    request_deserializer=fleet__proto_dot_v1_dot_controller__pb2.CollectArtifactsRequest.FromString,
                     response_serializer=fleet__proto_dot_v1_dot_controller__pb2.HostEvent.SerializeToString,
             ),
             'ListServices': grpc.unary_stream_rpc_method_handler(
@@ -704,6 +786,141 @@ class Controller:
             target,
             '/fleet.v1.Controller/ChangeRollout',
             fleet__proto_dot_v1_dot_controller__pb2.ChangeRolloutRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanPull(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleet.v1.Controller/PlanPull',
+            fleet__proto_dot_v1_dot_controller__pb2.PullRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.PullPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pull(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/Pull',
+            fleet__proto_dot_v1_dot_controller__pb2.RunPullRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/ListArtifacts',
+            fleet__proto_dot_v1_dot_controller__pb2.HostSelection.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostArtifacts.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/VerifyArtifacts',
+            fleet__proto_dot_v1_dot_controller__pb2.ArtifactsRequest.SerializeToString,
+            fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleet.v1.Controller/CollectArtifacts',
+            fleet__proto_dot_v1_dot_controller__pb2.CollectArtifactsRequest.SerializeToString,
             fleet__proto_dot_v1_dot_controller__pb2.HostEvent.FromString,
             options,
             channel_credentials,

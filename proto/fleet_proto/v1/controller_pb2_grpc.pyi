@@ -48,6 +48,13 @@ class ControllerStub:
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ListRolloutsRequest, _controller_pb2.ListRolloutsReply]
     ChangeRollout: _grpc.UnaryStreamMultiCallable[_controller_pb2.ChangeRolloutRequest, _controller_pb2.HostEvent]
     """joined as a deploy is"""
+    PlanPull: _grpc.UnaryUnaryMultiCallable[_controller_pb2.PullRequest, _controller_pb2.PullPlan]
+    """asks hosts and hub, changes nothing"""
+    Pull: _grpc.UnaryStreamMultiCallable[_controller_pb2.RunPullRequest, _controller_pb2.HostEvent]
+    """runs a plan; joined as a deploy is. Host "all" is the sum"""
+    ListArtifacts: _grpc.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostArtifacts]
+    VerifyArtifacts: _grpc.UnaryStreamMultiCallable[_controller_pb2.ArtifactsRequest, _controller_pb2.HostEvent]
+    CollectArtifacts: _grpc.UnaryStreamMultiCallable[_controller_pb2.CollectArtifactsRequest, _controller_pb2.HostEvent]
     ListServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]
     StopServices: _grpc.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]
@@ -93,6 +100,13 @@ class ControllerAsyncStub(ControllerStub):
     ListRollouts: _aio.UnaryUnaryMultiCallable[_controller_pb2.ListRolloutsRequest, _controller_pb2.ListRolloutsReply]  # type: ignore[assignment]
     ChangeRollout: _aio.UnaryStreamMultiCallable[_controller_pb2.ChangeRolloutRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     """joined as a deploy is"""
+    PlanPull: _aio.UnaryUnaryMultiCallable[_controller_pb2.PullRequest, _controller_pb2.PullPlan]  # type: ignore[assignment]
+    """asks hosts and hub, changes nothing"""
+    Pull: _aio.UnaryStreamMultiCallable[_controller_pb2.RunPullRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    """runs a plan; joined as a deploy is. Host "all" is the sum"""
+    ListArtifacts: _aio.UnaryStreamMultiCallable[_controller_pb2.HostSelection, _controller_pb2.HostArtifacts]  # type: ignore[assignment]
+    VerifyArtifacts: _aio.UnaryStreamMultiCallable[_controller_pb2.ArtifactsRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
+    CollectArtifacts: _aio.UnaryStreamMultiCallable[_controller_pb2.CollectArtifactsRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ListServices: _aio.UnaryStreamMultiCallable[_controller_pb2.ListServicesQuery, _controller_pb2.HostServices]  # type: ignore[assignment]
     StopServices: _aio.UnaryStreamMultiCallable[_controller_pb2.StopServicesRequest, _controller_pb2.HostEvent]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_controller_pb2.ReadLogsRequest, _controller_pb2.HostLogChunk]  # type: ignore[assignment]
@@ -189,6 +203,43 @@ class ControllerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
         """joined as a deploy is"""
+
+    @_abc_1.abstractmethod
+    def PlanPull(
+        self,
+        request: _controller_pb2.PullRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.PullPlan, _abc.Awaitable[_controller_pb2.PullPlan]]:
+        """asks hosts and hub, changes nothing"""
+
+    @_abc_1.abstractmethod
+    def Pull(
+        self,
+        request: _controller_pb2.RunPullRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]:
+        """runs a plan; joined as a deploy is. Host "all" is the sum"""
+
+    @_abc_1.abstractmethod
+    def ListArtifacts(
+        self,
+        request: _controller_pb2.HostSelection,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostArtifacts], _abc.AsyncIterator[_controller_pb2.HostArtifacts]]: ...
+
+    @_abc_1.abstractmethod
+    def VerifyArtifacts(
+        self,
+        request: _controller_pb2.ArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def CollectArtifacts(
+        self,
+        request: _controller_pb2.CollectArtifactsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.HostEvent], _abc.AsyncIterator[_controller_pb2.HostEvent]]: ...
 
     @_abc_1.abstractmethod
     def ListServices(

@@ -90,6 +90,9 @@ class Step(_message.Message):
     BENCH_FIELD_NUMBER: _builtins.int
     INSTALLER_SCRIPT_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    RELAY_FIELD_NUMBER: _builtins.int
+    VERIFY_ARTIFACTS_FIELD_NUMBER: _builtins.int
+    HASH_FOLDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """shown to the user"""
     @_builtins.property
@@ -118,6 +121,12 @@ class Step(_message.Message):
     def installer_script(self) -> Global___InstallerScriptStep: ...
     @_builtins.property
     def evaluate(self) -> Global___EvaluateStep: ...
+    @_builtins.property
+    def relay(self) -> Global___RelayStep: ...
+    @_builtins.property
+    def verify_artifacts(self) -> Global___VerifyArtifactsStep: ...
+    @_builtins.property
+    def hash_folder(self) -> Global___HashFolderStep: ...
     def __init__(
         self,
         *,
@@ -135,12 +144,15 @@ class Step(_message.Message):
         bench: Global___BenchStep | None = ...,
         installer_script: Global___InstallerScriptStep | None = ...,
         evaluate: Global___EvaluateStep | None = ...,
+        relay: Global___RelayStep | None = ...,
+        verify_artifacts: Global___VerifyArtifactsStep | None = ...,
+        hash_folder: Global___HashFolderStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "hash_folder", b"hash_folder", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "python_environment", b"python_environment", "relay", b"relay", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_artifacts", b"verify_artifacts", "verify_file", b"verify_file"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_file", b"verify_file"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopt_engine", b"adopt_engine", "bench", b"bench", "chat_probe", b"chat_probe", "cmake_build", b"cmake_build", "evaluate", b"evaluate", "git_checkout", b"git_checkout", "hash_folder", b"hash_folder", "health_probe", b"health_probe", "hub_download", b"hub_download", "installer_script", b"installer_script", "kind", b"kind", "name", b"name", "python_environment", b"python_environment", "relay", b"relay", "run_tool", b"run_tool", "source_archive", b"source_archive", "verify_artifacts", b"verify_artifacts", "verify_file", b"verify_file"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench", "installer_script", "evaluate"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["python_environment", "git_checkout", "source_archive", "cmake_build", "adopt_engine", "hub_download", "verify_file", "run_tool", "health_probe", "chat_probe", "bench", "installer_script", "evaluate", "relay", "verify_artifacts", "hash_folder"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -911,6 +923,128 @@ class EvaluateFile(_message.Message):
 Global___EvaluateFile: _TypeAlias = EvaluateFile  # noqa: Y015
 
 @_typing.final
+class RelayStep(_message.Message):
+    """One host's part in a pull: runs the relay (docs/relay.md) as a process of its own until it is stopped. It first tells
+    what the order of the chain depends on, then waits for certificates and orders (SteerJob). What the relay tells comes
+    as JobEvent.document, one JSON object each (agent/fleet_agent/relay/control.py), and so does what the step tells
+    itself: "prepared", "reached", "ended". A relay that was killed is started again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    PIECE_BYTES_FIELD_NUMBER: _builtins.int
+    LISTEN_HOST_FIELD_NUMBER: _builtins.int
+    FIRST_PORT_FIELD_NUMBER: _builtins.int
+    LAST_PORT_FIELD_NUMBER: _builtins.int
+    UPLOAD_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    """the pull's id"""
+    node: _builtins.str
+    """the name that this host's certificate has"""
+    repository: _builtins.str
+    commit: _builtins.str
+    """40 hex digits"""
+    revision: _builtins.str
+    piece_bytes: _builtins.int
+    listen_host: _builtins.str
+    """"0.0.0.0" """
+    first_port: _builtins.int
+    """the first free port of this range; 0 = any free one"""
+    last_port: _builtins.int
+    upload_bytes_per_second: _builtins.int
+    """0 = no limit"""
+    download_bytes_per_second: _builtins.int
+    @_builtins.property
+    def allowed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the names of all hosts of the pull, this one's included"""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_artifacts_pb2.ArtifactFile]: ...
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        node: _builtins.str = ...,
+        allowed: _abc.Iterable[_builtins.str] | None = ...,
+        repository: _builtins.str = ...,
+        commit: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        files: _abc.Iterable[_artifacts_pb2.ArtifactFile] | None = ...,
+        piece_bytes: _builtins.int = ...,
+        listen_host: _builtins.str = ...,
+        first_port: _builtins.int = ...,
+        last_port: _builtins.int = ...,
+        upload_bytes_per_second: _builtins.int = ...,
+        download_bytes_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "commit", b"commit", "download_bytes_per_second", b"download_bytes_per_second", "files", b"files", "first_port", b"first_port", "last_port", b"last_port", "listen_host", b"listen_host", "node", b"node", "piece_bytes", b"piece_bytes", "repository", b"repository", "revision", b"revision", "rollout", b"rollout", "upload_bytes_per_second", b"upload_bytes_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayStep: _TypeAlias = RelayStep  # noqa: Y015
+
+@_typing.final
+class VerifyArtifactsStep(_message.Message):
+    """Hashes files of the cache again and compares with the names of their blobs. What is wrong is told, nothing is removed;
+    the next pull or deploy fetches it again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    repository: _builtins.str
+    """empty = all"""
+    commit: _builtins.str
+    """empty = all of the repository"""
+    def __init__(
+        self,
+        *,
+        repository: _builtins.str = ...,
+        commit: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "repository", b"repository"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyArtifactsStep: _TypeAlias = VerifyArtifactsStep  # noqa: Y015
+
+@_typing.final
+class HashFolderStep(_message.Message):
+    """The files below a folder of this host, with both hashes that a hub may publish for them, and with those that
+    `hf download --local-dir` noted, where it did.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HashFolderStep: _TypeAlias = HashFolderStep  # noqa: Y015
+
+@_typing.final
 class HealthProbeStep(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1096,6 +1230,7 @@ class JobEvent(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, ... without gaps within a job"""
     time_unix_ms: _builtins.int
@@ -1104,6 +1239,8 @@ class JobEvent(_message.Message):
     step_started: _builtins.str
     """step name"""
     step_finished: _builtins.str
+    document: _builtins.str
+    """one JSON object that a step tells while it runs; its shape is told with the step"""
     @_builtins.property
     def progress(self) -> Global___Progress: ...
     @_builtins.property
@@ -1125,12 +1262,13 @@ class JobEvent(_message.Message):
         log: Global___LogLine | None = ...,
         result: Global___StepResult | None = ...,
         problem: _common_pb2.Problem | None = ...,
+        document: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "log", b"log", "problem", b"problem", "progress", b"progress", "result", b"result", "state", b"state", "step_finished", b"step_finished", "step_started", b"step_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "kind", b"kind", "log", b"log", "problem", b"problem", "progress", b"progress", "result", b"result", "state", b"state", "step_finished", b"step_finished", "step_started", b"step_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "log", b"log", "problem", b"problem", "progress", b"progress", "result", b"result", "sequence", b"sequence", "state", b"state", "step_finished", b"step_finished", "step_index", b"step_index", "step_started", b"step_started", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "kind", b"kind", "log", b"log", "problem", b"problem", "progress", b"progress", "result", b"result", "sequence", b"sequence", "state", b"state", "step_finished", b"step_finished", "step_index", b"step_index", "step_started", b"step_started", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "step_started", "step_finished", "progress", "log", "result", "problem"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "step_started", "step_finished", "progress", "log", "result", "problem", "document"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1308,6 +1446,62 @@ class CancelJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class SteerJobRequest(_message.Message):
+    """`document`: one JSON object, at most 1 MiB. Credentials are kept in files of mode 0600 while the job runs, and no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    document: _builtins.str
+    """empty: only the credentials"""
+    @_builtins.property
+    def credentials(self) -> Global___JobCredentials: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        document: _builtins.str = ...,
+        credentials: Global___JobCredentials | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "document", b"document", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SteerJobRequest: _TypeAlias = SteerJobRequest  # noqa: Y015
+
+@_typing.final
+class JobCredentials(_message.Message):
+    """PEM, all three."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    authority: _builtins.str
+    certificate: _builtins.str
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        authority: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobCredentials: _TypeAlias = JobCredentials  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):

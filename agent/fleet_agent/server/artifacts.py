@@ -1,0 +1,57 @@
+"""The calls about model files: between wire messages and the Hugging Face cache."""
+
+import asyncio
+from typing import Any
+
+from fleet_agent.artifacts.cache import HubCache, list_artifacts
+from fleet_agent.artifacts.survey import ArtifactUses, delete, set_aside, survey_artifacts, texts_of
+from fleet_agent.artifacts.verified import VerifiedNotes
+from fleet_agent.jobs.store import JobFolder
+from fleet_agent.jobs.supervisor import JobSupervisor
+from fleet_agent.layout import Layout
+from fleet_agent.problem import ProblemError
+from fleet_agent.server.jobs import to_wire
+from fleet_agent.services.supervisor import ServiceSupervisor
+from fleet_proto.v1 import artifacts_pb2
+
+
+class ArtifactCalls:
+    """Who uses what is asked on the event loop that owns the supervisors; looking and deleting are for a thread."""
+
+    def __init__(self, layout: Layout, services: ServiceSupervisor, jobs: JobSupervisor) -> None:
+        self._layout = layout
+        self._services = services
+        self._jobs = jobs
+        self._notes = VerifiedNotes(layout.machine_dir)
+
+    async def ListArtifacts(
+        self, request: artifacts_pb2.ListArtifactsRequest, context: Any
+    ) -> artifacts_pb2.ListArtifactsReply:
+        if request.survey:
+            found = await asyncio.to_thread(survey_artifacts, self._layout.hf_home, self._notes, self._uses())
+        else:
+            found = await asyncio.to_thread(list_artifacts, self._layout.hf_home)
+        return artifacts_pb2.ListArtifactsReply(artifacts=[to_wire(one, artifacts_pb2.Artifact) for one in found])
+
+    async def RemoveArtifacts(
+        self, request: artifacts_pb2.RemoveArtifactsRequest, context: Any
+    ) -> artifacts_pb2.RemoveArtifactsReply:
+        cache, uses = HubCache(self._layout.hf_home), self._uses()
+        doomed, removed = [], []
+        for name in request.artifacts:
+            aside = set_aside(cache, name.repository, name.commit, uses)
+            if aside is not None:
+                doomed.append(aside)
+                removed.append(name)
+        freed = [await asyncio.to_thread(delete, aside, self._notes) for aside in doomed]
+        return artifacts_pb2.RemoveArtifactsReply(freed_bytes=sum(freed), removed=removed)
+
+    def _uses(self) -> ArtifactUses:
+        jobs = {}
+        for status in self._jobs.list(active_only=True):
+            try:
+                jobs[status.job_id] = texts_of(JobFolder(self._layout.jobs_dir / status.job_id).spec())
+            except (ValueError, TypeError, OSError, ProblemError):
+                continue  # a damaged or just removed job runs nothing
+        services = {status.spec.name: texts_of(status.spec) for status in self._services.list()}
+        return ArtifactUses(services, jobs)
