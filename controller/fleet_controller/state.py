@@ -74,6 +74,12 @@ def _create_memory_observations(connection: sqlite3.Connection) -> None:
     create_memory_observations(connection)
 
 
+def _create_pulls(connection: sqlite3.Connection) -> None:
+    from fleet_controller.pulling.store import create_pulls
+
+    create_pulls(connection)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create_hosts_and_plans,
     _create_results,
@@ -81,6 +87,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create_quality,
     _create_rollouts,
     _create_memory_observations,
+    _create_pulls,
 )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HOST_DAYS = 90.0
 CONTROLLER_DAYS = 365.0
+PULL_DAYS = 1.0
 
 
 class UnusableAuthorityError(Exception):
@@ -103,6 +104,15 @@ class IdentityKeeper:
         made = self._authority().issue(key, enrolment.name, Usage.HOST, HOST_DAYS, self._moment())
         times = {"not_before": made.not_before, "not_after": made.not_after, "revoked": False}
         return made.pem, enrolment.model_copy(update=times)
+
+    def sign_pull(self, name: str) -> Credentials:
+        """Key and certificate of one node of one pull (names.pull_name), made here and kept nowhere."""
+        from fleet_controller.pki.authority import Usage, new_key
+
+        authority = self._authority()
+        public_key, key_pem = new_key()
+        made = authority.issue(public_key, name, Usage.PULL, PULL_DAYS, self._moment())
+        return Credentials(authority_pem=authority.certificate_pem, key_pem=key_pem, certificate_pem=made.pem)
 
     def enrolment(self, host: str) -> Enrolment | None:
         """None for a host that was never enrolled, or whose file is broken: `fleet up` makes a new one."""

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from fleet_controller.domain.agents import AgentIdentity, HostIdentity, IdentityStatus
-from fleet_controller.domain.artifacts import Artifact
+from fleet_controller.domain.artifacts import Artifact, ArtifactName
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.engines import InstallUse, Leftover
 from fleet_controller.domain.facts import HostFacts
@@ -112,14 +112,33 @@ class AgentClient:
         request = jobs_pb2.CancelJobRequest(job_id=job_id)
         return from_wire(JobStatus, await self._call(self._stub.CancelJob, request, STOP_TIMEOUT_SECONDS))
 
+    async def steer_job(
+        self, job_id: str, document: str = "", credentials: tuple[bytes, bytes, bytes] | None = None
+    ) -> JobStatus:
+        """An order to a job that takes orders, and (authority, certificate, key) as PEM where it is given some.
+
+        It is on the host's disk when this returns.
+        """
+        request = jobs_pb2.SteerJobRequest(job_id=job_id, document=document)
+        if credentials is not None:
+            authority, certificate, key = (pem.decode() for pem in credentials)
+            request.credentials.MergeFrom(
+                jobs_pb2.JobCredentials(authority=authority, certificate=certificate, key=key)
+            )
+        return from_wire(JobStatus, await self._call(self._stub.SteerJob, request))
+
     def watch_job(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
         """Events with a sequence above `after`; ends after the final one. AgentPool.follow_job outlives a lost link."""
         request = jobs_pb2.WatchJobRequest(job_id=job_id, after_sequence=after)
         return self._stream(self._stub.WatchJob, request, JobEvent)
 
-    async def apply_service(self, spec: ServiceSpec) -> ServiceStatus:
-        """Answers at once; watch_service shows the way to READY. The same spec again changes nothing."""
-        request = services_pb2.ApplyServiceRequest(spec=to_wire(spec, services_pb2.ServiceSpec))
+    async def apply_service(self, spec: ServiceSpec, keep_former: bool = False) -> ServiceStatus:
+        """Answers at once; watch_service shows the way to READY. The same spec again changes nothing.
+
+        `keep_former`: a ready server of this name goes on until its successor is READY, where the host has room.
+        """
+        wire = to_wire(spec, services_pb2.ServiceSpec)
+        request = services_pb2.ApplyServiceRequest(spec=wire, keep_former=keep_former)
         return from_wire(ServiceStatus, await self._call(self._stub.ApplyService, request))
 
     async def stop_service(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
@@ -160,9 +179,20 @@ class AgentClient:
     async def get_identity(self) -> IdentityStatus:
         return from_wire(IdentityStatus, await self._call(self._stub.GetIdentity, agent_pb2.GetIdentityRequest()))
 
-    async def list_artifacts(self) -> tuple[Artifact, ...]:
-        reply = await self._call(self._stub.ListArtifacts, artifacts_pb2.ListArtifactsRequest())
+    async def list_artifacts(self, survey: bool = False) -> tuple[Artifact, ...]:
+        """With `survey` also who uses them, who brought them, and what removing them would free."""
+        request = artifacts_pb2.ListArtifactsRequest(survey=survey)
+        limit = DISK_TIMEOUT_SECONDS if survey else CALL_TIMEOUT_SECONDS
+        reply = await self._call(self._stub.ListArtifacts, request, limit)
         return tuple(from_wire(Artifact, artifact) for artifact in reply.artifacts)
+
+    async def remove_artifacts(self, names: Sequence[ArtifactName]) -> tuple[int, tuple[ArtifactName, ...]]:
+        """Removes those that nobody needs now: (bytes freed, what went)."""
+        request = artifacts_pb2.RemoveArtifactsRequest(
+            artifacts=[to_wire(name, artifacts_pb2.ArtifactName) for name in names]
+        )
+        reply = await self._call(self._stub.RemoveArtifacts, request, DISK_TIMEOUT_SECONDS)
+        return int(reply.freed_bytes), tuple(from_wire(ArtifactName, name) for name in reply.removed)
 
     async def remove_engine(self, install_key: str) -> int:
         """Removes an install of ours; returns the bytes freed. Refused while a service is on it."""

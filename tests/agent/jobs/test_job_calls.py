@@ -10,7 +10,7 @@ import pytest
 from fleet_agent.jobs import model
 from fleet_agent.problem import ProblemError
 from fleet_agent.server.jobs import JobCalls, spec_from_wire, to_wire
-from fleet_proto.v1 import artifacts_pb2, common_pb2, jobs_pb2
+from fleet_proto.v1 import common_pb2, jobs_pb2
 from support.agent_jobs import Agent, make_layout, running_agent
 
 MESSAGES = {
@@ -71,8 +71,6 @@ async def test_submit_watch_get_list_cancel(agent: Agent, tmp_path: Path) -> Non
     assert list((await calls.ListJobs(jobs_pb2.ListJobsRequest(), context)).jobs) == [done]
     assert not (await calls.ListJobs(jobs_pb2.ListJobsRequest(active_only=True), context)).jobs
     assert await calls.CancelJob(jobs_pb2.CancelJobRequest(job_id="job"), context) == done
-    listed = await calls.ListArtifacts(artifacts_pb2.ListArtifactsRequest(), context)
-    assert not listed.artifacts
 
 
 async def test_a_step_that_this_agent_does_not_know_is_refused(agent: Agent) -> None:

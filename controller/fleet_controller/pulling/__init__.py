@@ -1,0 +1,1 @@
+"""Pulls in fleet.db, and what is reckoned about them without any host."""
