@@ -10,7 +10,7 @@ import pytest
 from fleet_agent.jobs import model
 from fleet_agent.problem import ProblemError
 from fleet_agent.server.jobs import JobCalls, spec_from_wire, to_wire
-from fleet_proto.v1 import common_pb2, jobs_pb2
+from fleet_proto.v1 import artifacts_pb2, common_pb2, jobs_pb2
 from support.agent_jobs import Agent, make_layout, running_agent
 
 MESSAGES = {
