@@ -126,7 +126,8 @@ class Progress:
 
     verified_bytes: whole pieces that are right, and files that were there before; received_bytes: from other nodes,
     unfinished pieces included; source_bytes: from the hub or folder; stalled_seconds: since the last byte came in, 0
-    when nothing is missing; starved_seconds: how much of that time this process itself was not given the processor.
+    when nothing is missing; starved_seconds: how long, of the last two seconds, a thread of this process waited for a
+    processor.
     """
 
     verified_bytes: int

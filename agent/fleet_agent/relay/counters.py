@@ -1,9 +1,12 @@
 """What a node's threads count, for its progress events."""
 
+import contextlib
 import threading
 import time
+from pathlib import Path
 
 RATE_SECONDS = 2.0
+TASKS = Path("/proc/self/task")
 
 
 class Counters:
@@ -12,6 +15,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._samples: list[tuple[float, int]] = []
+        self._waits: list[tuple[float, dict[str, float]]] = []
         self.received_bytes = 0
         self.sent_bytes = 0
         self.source_bytes = 0
@@ -36,6 +40,21 @@ class Counters:
 
     def interrupted(self) -> None:
         self.upstream = ""
+
+    def starved_seconds(self) -> float:
+        """How long, within the last two seconds, the thread that waited longest for a processor waited for one.
+
+        From Linux's /proc/<pid>/task/<tid>/schedstat (its second number, nanoseconds); 0 where there is none. Called at
+        regular times by one thread.
+        """
+        now, waited = time.monotonic(), {}
+        with contextlib.suppress(OSError):
+            for task in TASKS.iterdir():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    waited[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+        self._waits = [wait for wait in self._waits if now - wait[0] <= RATE_SECONDS] + [(now, waited)]
+        before = self._waits[0][1]
+        return max((seconds - before.get(task, seconds) for task, seconds in waited.items()), default=0.0)
 
     def rate(self) -> float:
         """Bytes a second that came in, over the last two seconds. Called at regular times by one thread."""

@@ -27,9 +27,9 @@ HANDSHAKE_SECONDS = 5.0
 UNACKNOWLEDGED_MILLISECONDS = 1500
 SILENT_PROGRAM_SECONDS = 10.0
 SEND_SECONDS = 15.0
-# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise. More than
-# half of a socket's first buffer, and Linux clamps the window to it for good (tcp_set_rcvlowat).
+# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise.
 LOW_WATER_BYTES = 32 << 10
+RECEIVE_BUFFER_BYTES = 2 << 20
 TLS_RECORD_BYTES = 17 << 10
 TLS_BLOCK_BYTES = 256 << 10
 LIMITED_BLOCK_BYTES = 64 << 10
@@ -100,6 +100,17 @@ def tune(connection: socket.socket, unacknowledged_milliseconds: int) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, DARWIN_CONNECTION_DROP_TIME, seconds)
 
 
+def _widen(connection: socket.socket) -> None:
+    """Room for what comes while a busy machine does not run us; without it the link would idle in the meantime.
+
+    Linux makes a socket's buffer, and its window, large enough for its low-water mark, without SO_RCVBUF's limit and
+    without giving up its own tuning (tcp_set_rcvlowat); the mark itself is set anew before each read.
+    """
+    if sys.platform == "linux":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, RECEIVE_BUFFER_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
 def dial(peer: Peer, context: ssl.SSLContext | None) -> "Link":
     """A link to `peer`, whose certificate has its name. Raises LinkLost."""
     try:
@@ -112,6 +123,7 @@ def dial(peer: Peer, context: ssl.SSLContext | None) -> "Link":
         raise LinkLost("unreachable", str(error)) from None
     try:
         tune(connection, UNACKNOWLEDGED_MILLISECONDS)
+        _widen(connection)
         if context is not None:
             connection.settimeout(HANDSHAKE_SECONDS)
             connection = context.wrap_socket(connection)

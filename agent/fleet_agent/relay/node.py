@@ -74,7 +74,6 @@ class RelayNode:
         self._source: SourceReader | None = None
         self._route: Route | None = None
         self._told_complete = False
-        self._starved = 0.0
 
     def order(self, order: Order) -> None:
         """From any thread; carried out in turn."""
@@ -118,7 +117,6 @@ class RelayNode:
         while not self._cancelled.is_set():
             now = time.monotonic()
             if now >= next_progress:
-                self._starved = max(0.0, self._starved * 0.75 + now - next_progress - PROGRESS_SECONDS / 5)
                 self._tell_progress()
                 next_progress = now + PROGRESS_SECONDS
             try:
@@ -225,7 +223,7 @@ class RelayNode:
                 upstream=counters.upstream,
                 downstream=self._server.downstream(),
                 stalled_seconds=round(time.monotonic() - counters.last_byte_at, 2) if missing else 0.0,
-                starved_seconds=round(self._starved, 2),
+                starved_seconds=round(counters.starved_seconds(), 2),
             )
         )
         if store.all_placed and not self._told_complete:

@@ -37,7 +37,7 @@ STRANGERS_PER_ADDRESS = 4
 REFUSALS_TOLD_PER_SECOND = 4
 # A head's hashes go out this often at most: many small sends for each piece would cost more than they are worth.
 HASH_INTERVAL_SECONDS = 0.02
-BECOMING_HEAD_SECONDS = 2.0
+BECOMING_HEAD_SECONDS = 30.0
 PURPOSES = ("pieces", "hashes")
 
 
@@ -313,6 +313,7 @@ class HashSession:
                 self._link.send(text_frame(Kind.BYE, "this node is not the head"))
                 raise EOFError
             time.sleep(HASH_INTERVAL_SECONDS)
+            self._link.say_alive()
         for number, file in enumerate(self._store.files):
             frame = unpack(self._link.receive(HEAD_BYTES, FRAME_SECONDS))
             if frame.kind is not Kind.KNOWN or frame.file != number or frame.piece > file.pieces:

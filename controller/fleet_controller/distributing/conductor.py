@@ -18,9 +18,11 @@ from fleet_controller.distributing.slowness import Sample, Suspect
 # A relay tells its progress twice a second; who was not heard for that long, or got nothing meanwhile, may be cut off.
 HEARD_SECONDS = 1.2
 FLOWING_SECONDS = 1.0
+BELIEVED_AT_ONCE = frozenset({"silent", "unreachable"})
 COMPLAINT_SECONDS = 10.0
 JUDGING_SECONDS = 0.25
 TRIAL_SECONDS = 12.0
+RECOVERY_SECONDS = 1.0
 # A host that is done that soon anyway is left in peace.
 WORTH_A_TRIAL_SECONDS = 5.0
 SAMPLES_KEPT = 64
@@ -170,7 +172,11 @@ class Conductor:
     # -- failures ---------------------------------------------------------------------------------------------
 
     def _peer_lost(self, name: str, event: messages.PeerLost, now: float) -> list[Instruction]:
-        """Who is blamed and seems well gets a second chance: the complainer dials again by itself."""
+        """One complaint is enough where the network itself says so and nothing speaks against it.
+
+        Else there is a second chance: the complainer dials again by itself, and a process that has ended is told
+        of by its agent.
+        """
         topology = self.state.topology
         assert topology is not None
         peer = event.peer
@@ -182,7 +188,8 @@ class Conductor:
         recent = sum(now - at <= COMPLAINT_SECONDS for at in complaints)
         heard = now - self._heard.get(peer, -1e9) <= HEARD_SECONDS
         flowing = heard and self._stalled.get(peer, 0.0) <= FLOWING_SECONDS
-        if flowing and recent < 2:
+        believed = event.reason in BELIEVED_AT_ONCE and not flowing
+        if not believed and recent < 2:
             return []
         return self._demote(peer, Fault.UNREACHABLE, f"{name} has lost {peer} ({event.reason}: {event.detail})")
 
@@ -274,12 +281,19 @@ class Conductor:
         self._change(trial=None)
         if better is None or not still:
             return []
+        if better and self._recovered(suspect):
+            return []
         if better:
             return self._demote(suspect.name, Fault.SLOW, f"{suspect.name} was slow: {trial.successor} is not")
         if suspect.server == topology.head:
             self._change(limited_servers=self.state.limited_servers | {suspect.server})
             return []
         return self._demote(suspect.server, Fault.SLOW, f"{suspect.server} serves slowly, whoever asks it")
+
+    def _recovered(self, suspect: Suspect) -> bool:
+        """Whether at its new place it is no longer slow either: it was its machine's load, say, and that has passed."""
+        now = slowness.rate(self._history[suspect.name], RECOVERY_SECONDS)
+        return now is not None and now >= slowness.BETTER_BY * max(suspect.bytes_per_second, 1.0)
 
     # -- carrying over ----------------------------------------------------------------------------------------
 

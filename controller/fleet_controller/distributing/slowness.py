@@ -12,7 +12,7 @@ from fleet_controller.distributing.model import Frozen, Topology
 
 WINDOW_SECONDS = 2.0
 # A machine that gives its relay no processor time says so; it is looked at for longer before it is called slow.
-WINDOW_OF_STARVED_SECONDS = 6.0
+WINDOW_OF_STARVED_SECONDS = 12.0
 STARVED_SHARE = 0.2
 UNHEARD_SECONDS = 1.0
 SLOWER_BY = 3.0

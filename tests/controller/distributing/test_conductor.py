@@ -132,6 +132,7 @@ def test_a_dead_head_is_followed_by_who_has_most() -> None:
     fleet.run(10)
     fleet.dead.add("a")
     fleet.tell("b", messages.PeerLost(peer="a", purpose="pieces", reason="closed"))
+    assert fleet.upstream["b"] == "a"
     fleet.tell("a", messages.Ended())
     assert fleet.routes["b"].head is None and fleet.routes["b"].hub == HubSource()
     assert {name: fleet.upstream[name] for name in "cde"} == {"c": "b", "d": "c", "e": "d"}
@@ -240,10 +241,30 @@ def test_a_loaded_machine_is_not_called_slow_for_a_hiccup() -> None:
     fleet = Fleet()
     fleet.run(4)
     fleet.down["c"], fleet.starved["c"] = RATE / 10, 1.0
-    fleet.run(3)
+    fleet.run(6)
     fleet.down["c"], fleet.starved["c"] = RATE * 2, 0.0
     fleet.run(300)
     assert fleet.done() and not fleet.state.faults and len(fleet.state.reasons) == 1
+
+
+def test_a_suspect_that_does_well_at_its_new_place_is_not_demoted() -> None:
+    fleet = Fleet()
+    fleet.run(4)
+    fleet.down["c"] = RATE / 10
+    fleet.run(3)
+    assert fleet.upstream["d"] == "b" and fleet.state.trial is not None
+    fleet.down["c"] = RATE
+    fleet.run(20)
+    assert not fleet.state.faults and fleet.state.topology is not None
+    assert fleet.state.topology.chain == ("b", "d", "e", "c")
+
+
+def test_a_head_that_is_not_yet_one_is_not_blamed_at_once() -> None:
+    fleet = Fleet()
+    fleet.now += 5.0
+    for name in "bcde":
+        fleet.tell(name, messages.PeerLost(peer="a", purpose="hashes", reason="refused"))
+    assert not fleet.state.faults
 
 
 def test_who_waits_for_a_slow_one_is_not_blamed() -> None:
