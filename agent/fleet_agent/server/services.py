@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fleet_agent.process import ProcessIdentity
 from fleet_agent.secrets import SecretStore
 from fleet_agent.services.model import (
     DEFAULT_INTERVAL_SECONDS,
@@ -11,10 +12,12 @@ from fleet_agent.services.model import (
     ConfigurationFile,
     DesiredState,
     MetricsProbe,
+    Problem,
     ReadinessProbe,
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    SuccessorStatus,
     ToolReference,
     ToolRun,
 )
@@ -46,7 +49,8 @@ class ServiceCalls:
         self._secrets = secrets
 
     async def ApplyService(self, request: services_pb2.ApplyServiceRequest, context: Any) -> services_pb2.ServiceStatus:
-        return status_to_wire(await self._supervisor.apply(spec_from_wire(request.spec)))
+        spec = spec_from_wire(request.spec)
+        return status_to_wire(await self._supervisor.apply(spec, keep_former=request.keep_former))
 
     async def StopService(self, request: services_pb2.StopServiceRequest, context: Any) -> services_pb2.ServiceStatus:
         return status_to_wire(await self._supervisor.stop(request.name, request.grace_seconds, request.remove))
@@ -181,7 +185,7 @@ def spec_to_wire(spec: ServiceSpec) -> services_pb2.ServiceSpec:
 
 def status_to_wire(status: ServiceStatus) -> services_pb2.ServiceStatus:
     """The message of a status; what is not known stays absent."""
-    message = services_pb2.ServiceStatus(
+    return services_pb2.ServiceStatus(
         spec=spec_to_wire(status.spec),
         state=_STATES[status.state],
         desired=_DESIRED[status.desired],
@@ -195,13 +199,33 @@ def status_to_wire(status: ServiceStatus) -> services_pb2.ServiceStatus:
         next_start_unix_ms=status.next_start_unix_ms,
         last_exit_code=status.last_exit_code,
         tokens_per_second=status.tokens_per_second,
+        ended_first_because=status.ended_first_because,
+        process=_process_to_wire(status.process),
+        problem=_problem_to_wire(status.problem),
+        successor=_successor_to_wire(status.successor) if status.successor is not None else None,
     )
-    if status.process is not None:
-        message.process.pid = status.process.pid
-        message.process.start_token = status.process.start_token
-    if status.problem is not None:
-        message.problem.code = status.problem.code
-        message.problem.message = status.problem.message
-        message.problem.remedy = status.problem.remedy
-        message.problem.tail.extend(status.problem.tail)
-    return message
+
+
+def _successor_to_wire(successor: SuccessorStatus) -> services_pb2.Successor:
+    return services_pb2.Successor(
+        spec=spec_to_wire(successor.spec),
+        spec_digest=successor.spec.digest(),
+        state=_STATES[successor.state],
+        port=successor.port,
+        process=_process_to_wire(successor.process),
+        problem=_problem_to_wire(successor.problem),
+        resident_bytes=successor.resident_bytes,
+        gpu_memory_bytes=successor.gpu_memory_bytes,
+    )
+
+
+def _process_to_wire(process: ProcessIdentity | None) -> common_pb2.ProcessIdentity | None:
+    if process is None:
+        return None
+    return common_pb2.ProcessIdentity(pid=process.pid, start_token=process.start_token)
+
+
+def _problem_to_wire(problem: Problem | None) -> common_pb2.Problem | None:
+    if problem is None:
+        return None
+    return common_pb2.Problem(code=problem.code, message=problem.message, remedy=problem.remedy, tail=problem.tail)

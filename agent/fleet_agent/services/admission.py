@@ -153,11 +153,7 @@ def check_memory(spec: ServiceSpec, devices: Devices, margin_bytes: int) -> None
     """
     if not spec.promised_memory_bytes:
         return
-    free = devices.free_bytes(spec.gpu_indices)
-    if not spec.gpu_indices:
-        import psutil
-
-        free = (free or 0) + int(psutil.virtual_memory().available)
+    free = free_bytes(spec, devices)
     if free is None or free + margin_bytes >= spec.promised_memory_bytes:
         return
     where = f"GPU {', '.join(str(i) for i in spec.gpu_indices)}" if spec.gpu_indices else "this host"
@@ -167,6 +163,25 @@ def check_memory(spec: ServiceSpec, devices: Devices, margin_bytes: int) -> None
         f"{_gigabytes(max(free + margin_bytes, 0))} free now",
         "free memory there, or deploy with a smaller --context or quantization",
     )
+
+
+def free_bytes(spec: ServiceSpec, devices: Devices) -> int | None:
+    """What is free now where this server would run; None where nobody tells."""
+    free = devices.free_bytes(spec.gpu_indices)
+    if spec.gpu_indices:
+        return free
+    import psutil
+
+    return (free or 0) + int(psutil.virtual_memory().available)
+
+
+def shortage_beside(spec: ServiceSpec, devices: Devices, outstanding_bytes: int) -> str:
+    """Why this server has no room beside all that runs; empty where it has. What is not known is no room."""
+    free = free_bytes(spec, devices)
+    if not spec.promised_memory_bytes or free is None:
+        return "how much memory it takes is not known" if free is not None else "how much memory is free is not known"
+    short = spec.promised_memory_bytes + outstanding_bytes - free
+    return f"needs {_gigabytes(short)} more than is free" if short > 0 else ""
 
 
 def _gigabytes(size_bytes: int) -> str:

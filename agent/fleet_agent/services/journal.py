@@ -3,14 +3,19 @@
 The intent (with a random token that the server carries in its environment) is on disk before a server is started, and
 its identity right after. A crash in between leaves a token without an identity: the process that carries it is the
 server.
+
+A server that is started beside another has its record inside that one's. One write makes it the service, and notes what
+has to end: a crash at any moment leaves one of the two, and whoever reads the journal ends the other.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +35,27 @@ ASIDE = ".corrupt-"  # and the time in ms
 
 
 @dataclass(frozen=True)
+class Remains:
+    """A server that has to end; found by its token where its identity was not written any more."""
+
+    token: str = ""
+    process: ProcessIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Successor:
+    """A server that will be the service as `spec` says; `server` is its life until then, maybe on another port."""
+
+    spec: ServiceSpec
+    server: ServiceRecord
+
+
+@dataclass(frozen=True)
 class ServiceRecord:
     """Everything that is known of a service. `token` is written before `process`: see the module's docstring.
 
-    `command` is what runs before a start or after an end; a crash of the agent leaves it behind.
+    `command` is what runs before a start or after an end; a crash of the agent leaves it behind. `leaving` ends before
+    anything of the service is started.
     """
 
     spec: ServiceSpec
@@ -45,6 +67,8 @@ class ServiceRecord:
     last_exit_code: int | None = None
     problem: Problem | None = None
     command: ProcessIdentity | None = None
+    successor: Successor | None = None
+    leaving: tuple[Remains, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,15 +161,21 @@ def encode(record: ServiceRecord) -> dict[str, Any]:
 
     What came later is written only where it says something: an agent that goes back to the version before reads it.
     """
-    document = asdict(record)
-    for name in LATER_FIELDS:
-        if not document["spec"][name]:
-            del document["spec"][name]
-    if document["command"] is None:
-        del document["command"]
+    document = asdict(replace(record, successor=None))
+    document["spec"] = _spec_document(record.spec)
+    for name in ("command", "leaving", "successor"):
+        if not document[name]:
+            del document[name]
+    if record.successor is not None:
+        successor = record.successor
+        document["successor"] = {"spec": _spec_document(successor.spec), "server": encode(successor.server)}
     if document["problem"] is not None:
         del document["problem"]["tail"]  # it is in the service's log
     return {"format": FORMAT, **document}
+
+
+def _spec_document(spec: ServiceSpec) -> dict[str, Any]:
+    return {name: value for name, value in asdict(spec).items() if value or name not in LATER_FIELDS}
 
 
 def decode(document: Any) -> ServiceRecord:
@@ -167,7 +197,15 @@ def decode(document: Any) -> ServiceRecord:
         last_exit_code=document["last_exit_code"],
         problem=None if problem is None else Problem(**problem),
         command=_identity(document.get("command")),
+        successor=_successor(document.get("successor")),
+        leaving=tuple(Remains(str(one["token"]), _identity(one["process"])) for one in document.get("leaving", ())),
     )
+
+
+def _successor(document: Any) -> Successor | None:
+    if document is None:
+        return None
+    return Successor(spec_from_document(document["spec"]), decode(document["server"]))
 
 
 def _identity(document: Any) -> ProcessIdentity | None:

@@ -8,6 +8,8 @@ A server may print its own API key (SGLang prints its settings). It writes to th
 out where they lie, with as many asterisks: at each look at the server, and before anything of the log is read.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import os
@@ -93,6 +95,23 @@ class ServiceLog:
 
     def _part(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+    def beside(self) -> ServiceLog:
+        """The log of a server that is started beside this one's; no service can have such a name."""
+        path = self.path.with_name(f"{self.path.stem}~next{self.path.suffix}")
+        return ServiceLog(path, self._limits, self._redactor)
+
+    def take(self, other: ServiceLog) -> None:
+        """`other` is the newest part from now on, and goes on being written to. Raises OSError."""
+        if not other.path.exists():
+            return
+        self.scrub()
+        self._shift()
+        if self.path.exists():
+            self.path.replace(self._part(1))
+        other.path.replace(self.path)
+        other.remove()
+        self._scrubbed_bytes = 0
 
     def remove(self) -> None:
         for number in range(self._limits.kept_files + 1):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import (
@@ -17,7 +17,6 @@ from fleet_agent.process import (
     forget,
     is_alive,
     is_child,
-    resident_bytes,
     terminate_tree,
     tree_members,
     wait_gone,
@@ -25,7 +24,7 @@ from fleet_agent.process import (
 from fleet_agent.services.admission import Devices, listens
 from fleet_agent.services.causes import exit_problem, hopeless, recognise
 from fleet_agent.services.commands import CommandFailedError, end_command, run_command
-from fleet_agent.services.journal import ServiceJournal, ServiceRecord
+from fleet_agent.services.journal import Remains, ServiceRecord, Successor
 from fleet_agent.services.launch import NOBODY, TOKEN_VARIABLE, Launch, find_by_marker, spawn_marked
 from fleet_agent.services.logs import ServiceLog
 from fleet_agent.services.model import (
@@ -39,6 +38,7 @@ from fleet_agent.services.model import (
     ToolRun,
 )
 from fleet_agent.services.readiness import ProbeOutcome, ProgressMeter, measure, probe
+from fleet_agent.services.status import status_of
 from fleet_agent.services.transitions import (
     Abandoned,
     Begun,
@@ -67,6 +67,12 @@ _DOUBT_POLL_SECONDS = 2.0  # after a failed probe, so that "unhealthy" is not th
 _logger = logging.getLogger(__name__)
 
 
+class KeepsRecords(Protocol):
+    """Where a service's record is written: durable at the return. Raises OSError."""
+
+    def write(self, record: ServiceRecord) -> None: ...
+
+
 @dataclass(frozen=True)
 class ServiceContext:
     """What every service of an agent shares. `prepare` raises ProblemError where a spec cannot be started now.
@@ -74,7 +80,7 @@ class ServiceContext:
     `command` is what running one of its tools before a start or after an end means here; it raises ProblemError, too.
     """
 
-    journal: ServiceJournal
+    journal: KeepsRecords
     policy: RestartPolicy
     devices: Devices
     prepare: Callable[[ServiceSpec, "ManagedService"], Awaitable[Launch]]
@@ -112,6 +118,11 @@ class ManagedService:
         process = self.record.process
         return tree_members(process) if process is not None and is_alive(process) else ()
 
+    def all_members(self) -> tuple[ProcessIdentity, ...]:
+        """Also those of a former server that is ending."""
+        leaving = [one.process for one in self.record.leaving if one.process is not None and is_alive(one.process)]
+        return (*self.members(), *(member for process in leaving for member in tree_members(process)))
+
     # --- what the supervisor asks for ---
 
     def adopt(self) -> None:
@@ -145,6 +156,28 @@ class ManagedService:
         self._notify()
         self._begin()
 
+    def keep_successor(self, successor: Successor | None, *, persist: bool = True) -> None:
+        """Notes the server that is started beside this one. Raises OSError (journal); then nothing is changed."""
+        record = replace(self.record, successor=successor)
+        if persist:
+            self._context.journal.write(record)
+        self.record = record
+        self._notify()
+
+    def become(self, record: ServiceRecord) -> None:
+        """Another server is the service from now on; what `record` says is leaving ends. Raises OSError (journal).
+
+        Nobody may watch this one: release() first.
+        """
+        self._context.journal.write(record)
+        self.record, self._seen_members = record, ()
+        self._notify()
+        self._begin()
+
+    def unwanted(self) -> None:
+        """The desired state first, so that a crash before the end still leads there."""
+        self._change(None, desired=DesiredState.STOPPED, persist=True)
+
     def resume(self) -> None:
         """Watches on after release()."""
         if self.wanted and self.state is not ServiceState.FAILED:
@@ -157,7 +190,7 @@ class ManagedService:
 
     async def stop(self, grace_seconds: float) -> None:
         """The desired state first, so that a crash in between still ends it. Blocks until the tree is gone."""
-        self._change(None, desired=DesiredState.STOPPED, persist=True)
+        self.unwanted()
         try:
             await self.halt(grace_seconds)
         except ProblemError as error:
@@ -215,24 +248,8 @@ class ManagedService:
 
     def status(self, record: ServiceRecord | None = None) -> ServiceStatus:
         record = record or self.record
-        condition = record.condition
         members = self.members() if record.process == self.record.process else ()
-        return ServiceStatus(
-            spec=record.spec,
-            state=condition.state,
-            desired=record.desired,
-            spec_digest=record.spec.digest(),
-            process=record.process,
-            started_unix_ms=_milliseconds(condition.started_at if record.process else None),
-            ready_unix_ms=_milliseconds(condition.ready_at),
-            restarts=condition.restarts,
-            problem=record.problem,
-            resident_bytes=resident_bytes(members),
-            gpu_memory_bytes=self._context.devices.used_bytes([one.pid for one in members]) if members else None,
-            next_start_unix_ms=_milliseconds(condition.next_start_at),
-            last_exit_code=record.last_exit_code,
-            argv=record.argv,
-        )
+        return status_of(record, members, self._context.devices)
 
     # --- its life ---
 
@@ -244,6 +261,7 @@ class ManagedService:
     async def _live(self) -> None:
         try:
             await self._end_command()
+            await self._end_leaving()
             while self.state is not ServiceState.FAILED:
                 if self.record.process is None:
                     await self._wait_for_turn()
@@ -332,6 +350,32 @@ class ManagedService:
         if command is not None:
             await end_command(command)
             self._change(None, command=None)
+
+    async def _end_leaving(self) -> None:
+        """Ends what a hand-over left: the former server, and the one with which the new one was tried."""
+        if not self.record.leaving:
+            return
+        if self.record.process is not None:
+            self._take_log()
+        stuck = [one for one in self.record.leaving if await self._outlives(one)]
+        self._change(None, leaving=tuple(stuck), persist=True)
+
+    async def _outlives(self, remains: Remains) -> bool:
+        marker = f"{TOKEN_VARIABLE}={remains.token}" if remains.token else None
+        left = await terminate_tree(remains.process or NOBODY, DEFAULT_GRACE_SECONDS, marker)
+        if left:
+            pids = ", ".join(str(one.pid) for one in left)
+            _logger.error("%s: not even SIGKILL ended pid %s of a former server", self.name, pids)
+        elif remains.process is not None:
+            forget(remains.process)
+        return bool(left)
+
+    def _take_log(self) -> None:
+        """The server that runs was started beside another, and writes to a log of its own."""
+        try:
+            self.log.take(self.log.beside())
+        except OSError as error:
+            _logger.warning("%s: its log could not be renamed: %s", self.name, error)
 
     async def _attend(self, process: ProcessIdentity) -> None:
         """Probes the server until it has ended, by itself or because it made no progress."""
@@ -450,6 +494,7 @@ class ManagedService:
     async def _end_tree(self, grace_seconds: float) -> None:
         process = self.record.process
         await self._end_command()
+        await self._end_leaving()
         await self._end_members(process, grace_seconds)
         if self.state is not ServiceState.STOPPED:
             await self._undo_start()
@@ -460,7 +505,8 @@ class ManagedService:
 
     async def _finish_stop(self) -> None:
         """A stop that an agent's crash interrupted goes on."""
-        if self.record.process is not None or self.record.token or self.state is not ServiceState.STOPPED:
+        record = self.record
+        if record.process is not None or record.token or record.leaving or self.state is not ServiceState.STOPPED:
             await self._end_tree(DEFAULT_GRACE_SECONDS)
 
     async def _finish_pause(self, problem: Problem) -> None:
@@ -495,10 +541,6 @@ class ManagedService:
 def _visible(record: ServiceRecord) -> ServiceRecord:
     """Without what no watcher sees."""
     return replace(record, token="", command=None, condition=replace(record.condition, failed_probes=0))
-
-
-def _milliseconds(seconds: float | None) -> int | None:
-    return None if seconds is None else int(seconds * 1000)
 
 
 _WITH_PROCESS = (ServiceState.STARTING, ServiceState.READY, ServiceState.UNHEALTHY)

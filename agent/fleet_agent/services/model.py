@@ -139,6 +139,19 @@ class ServiceSpec:
 
 
 @dataclass(frozen=True)
+class SuccessorStatus:
+    """A server beside the service's own, which is to take its place. FAILED: it was given up."""
+
+    spec: ServiceSpec
+    state: ServiceState
+    port: int
+    process: ProcessIdentity | None = None
+    problem: Problem | None = None
+    resident_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class ServiceStatus:
     """A service as it is now. Times are Unix milliseconds; None is "unknown" or "not so now"."""
 
@@ -157,6 +170,8 @@ class ServiceStatus:
     last_exit_code: int | None = None
     argv: tuple[str, ...] = ()
     tokens_per_second: float | None = None
+    successor: SuccessorStatus | None = None
+    ended_first_because: str = ""
 
 
 class InvalidServiceError(ProblemError):

@@ -8,8 +8,9 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
 from fleet_agent.engines.served import ServedJournal, note_ready
@@ -19,7 +20,7 @@ from fleet_agent.problem import ProblemError
 from fleet_agent.process import ProcessIdentity, resident_bytes
 from fleet_agent.redaction import Redactor
 from fleet_agent.secrets import SecretStore
-from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port
+from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port, shortage_beside
 from fleet_agent.services.api_keys import check_api_key, forget_key, hand_over
 from fleet_agent.services.damaged import DamagedServices
 from fleet_agent.services.devices import NvidiaDevices
@@ -37,9 +38,11 @@ from fleet_agent.services.model import (
     UnknownServiceError,
     check_spec,
 )
+from fleet_agent.services.succession import Successions, free_port, on_port, reason_to_end_first
 from fleet_agent.services.transitions import Condition, RestartPolicy
 
 _logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 _RUNNING = (ServiceState.STARTING, ServiceState.READY, ServiceState.UNHEALTHY)
 
@@ -70,7 +73,8 @@ class ServiceSupervisor:
         self._damaged = DamagedServices(layout.services_dir)
         self._locks: dict[str, asyncio.Lock] = {}
         self._claims: dict[str, tuple[int, str]] = {}  # port, and the path by which a shared one is known
-        self._changes: set[asyncio.Task[ServiceStatus]] = set()
+        self._changes: set[asyncio.Task[Any]] = set()
+        self._successions = Successions(self._context, self._lock, self._unbroken, self._settled)
 
     async def start(self) -> None:
         """Takes up the journal: running servers are adopted, desired ones started, half-done stops finished."""
@@ -87,28 +91,42 @@ class ServiceSupervisor:
             if lease is not None:
                 service.hold_from_start(Problem("paused", f"paused by {lease.describe()}"))
             service.adopt()
+            self._successions.adopt(service)
+            if lease is not None or not service.wanted:
+                await self._successions.end(service)
 
     async def close(self) -> None:
         """Lets go of the servers; they go on running. Changes under way are finished first."""
+        await self._successions.unfollow()
         await asyncio.gather(*self._changes, return_exceptions=True)
+        await self._successions.release()
         await asyncio.gather(*(service.release() for service in self._services.values()))
 
-    async def apply(self, spec: ServiceSpec) -> ServiceStatus:
+    async def apply(self, spec: ServiceSpec, keep_former: bool = False) -> ServiceStatus:
         """Makes `spec` what should run. Same digest and running: changes nothing. Another one: the former ends first.
 
-        Answers before the server is ready. Raises ProblemError: a broken spec, too-many-services, port-taken,
-        device-busy, memory-short, tool-missing; then what ran before still runs.
+        keep_former: where the former is ready and both have room, it goes on until the new one is ready (see
+        succession.py); else the status says why not. Answers before the server is ready. Raises ProblemError: a broken
+        spec, too-many-services, port-taken, device-busy, memory-short, tool-missing; then what ran before still runs.
         """
         check_spec(spec)
         check_api_key(spec)
-        return await self._unbroken(self._apply(spec))
+        return await self._unbroken(self._apply(spec, keep_former))
 
-    async def _apply(self, spec: ServiceSpec) -> ServiceStatus:
+    async def _apply(self, spec: ServiceSpec, keep_former: bool) -> ServiceStatus:
         async with self._lock(spec.name):
             service = self._services.get(spec.name)
-            if service is not None and self._unchanged(service, spec):
-                return service.status()
+            ended_first = ""
             if service is not None:
+                if self._successions.spec_of(spec.name) == spec:
+                    return service.status()
+                await self._successions.end(service)
+                if self._unchanged(service, spec):
+                    return service.status()
+                if keep_former and service.members():
+                    ended_first = self._reason_to_end_first(service, spec)
+                    if not ended_first:
+                        return await self._begin_beside(service, spec)
                 await service.release()  # no restart of the former in between
             try:
                 self._check_count(spec)
@@ -132,7 +150,33 @@ class ServiceSupervisor:
                 service.request(spec)
             if former is not None:
                 self._forget_key(former)
-            return service.status()
+            return replace(service.status(), ended_first_because=ended_first)
+
+    def _reason_to_end_first(self, service: ManagedService, spec: ServiceSpec) -> str:
+        reason = reason_to_end_first(service.record, spec)
+        return reason or shortage_beside(spec, self._devices, self._outstanding_bytes(spec, None))
+
+    async def _begin_beside(self, service: ManagedService, spec: ServiceSpec) -> ServiceStatus:
+        """The former is left alone, whatever is refused here. Raises ProblemError."""
+        trial: ServiceSpec | None = spec
+        if spec.port == service.record.spec.port:
+            taken = frozenset(port for port, _ in self._claims.values())
+            trial = on_port(spec, free_port(spec.bind_address, taken))
+        assert trial is not None
+        try:
+            self._check_count(spec)
+            await self._prepare(trial, None)
+            with self._writing(spec.name):
+                self._successions.begin(service, spec, trial)
+        except ProblemError:
+            self._forget_key(spec)
+            raise
+        return service.status()
+
+    def _settled(self, gone: ServiceSpec) -> None:
+        """A succession ended: the service's port and key are what its record says now."""
+        self._claim(self._services[gone.name].record.spec)
+        self._forget_key(gone)
 
     async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
         """SIGTERM to the whole tree, SIGKILL after the grace (0 = 20 s); blocks until it is gone. remove: forget it.
@@ -141,7 +185,7 @@ class ServiceSupervisor:
         """
         return await self._unbroken(self._stop(name, grace_seconds, remove))
 
-    async def _unbroken(self, change: Coroutine[Any, Any, ServiceStatus]) -> ServiceStatus:
+    async def _unbroken(self, change: Coroutine[Any, Any, _Result]) -> _Result:
         """A change goes on to its end even when its caller goes away: half a replacement is an outage."""
         task = asyncio.ensure_future(change)
         self._changes.add(task)
@@ -153,6 +197,8 @@ class ServiceSupervisor:
             service = self._services.get(name)
             if service is None:
                 return await self._damaged.stop(name, grace_seconds, remove)
+            service.unwanted()
+            await self._successions.end(service)
             await service.stop(grace_seconds)
             status = service.status()
             if remove:
@@ -169,6 +215,7 @@ class ServiceSupervisor:
         for name, service in tuple(self._services.items()):
             async with self._lock(name):
                 if name in reasons:
+                    await self._successions.end(service)
                     await service.pause(reasons[name])
                 else:
                     await service.unpause()
@@ -184,13 +231,18 @@ class ServiceSupervisor:
 
     async def read_log(self, name: str, tail_lines: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
         """The last lines (0 = all kept) in chunks; with `follow`, then what is added. Raises UnknownServiceError."""
-        log = self._log(name) if name in self._damaged else self._find(name).log
+        service = None if name in self._damaged else self._find(name)
+        log = self._log(name) if service is None else service.log
         async for chunk in log.read(tail_lines, follow):
             yield chunk
+        if service is not None and service.record.successor is not None:
+            yield b"[fleet] the log of the server that was started beside it:\n"
+            async for chunk in log.beside().read(tail_lines, follow=False):
+                yield chunk
 
     def active_identities(self) -> tuple[ProcessIdentity, ...]:
         """The servers' top processes: what of this host's processes is ours."""
-        return tuple(s.record.process for s in self._services.values() if s.record.process is not None)
+        return tuple(s.record.process for s in self._all() if s.record.process is not None)
 
     def own_pids(self) -> frozenset[int]:
         """Every running process of every service, also of those whose journal is damaged."""
@@ -198,6 +250,11 @@ class ServiceSupervisor:
         return frozenset((*self._all_pids(), *damaged))
 
     # --- inner ---
+
+    def _all(self) -> Iterator[ManagedService]:
+        """Also the servers that were started beside their services."""
+        yield from self._services.values()
+        yield from self._successions.servers()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
@@ -212,7 +269,7 @@ class ServiceSupervisor:
         return ServiceLog(log_path(self._layout, name), self._log_limits, self._redactor)
 
     def _forget_key(self, spec: ServiceSpec) -> None:
-        forget_key(spec, [service.record.spec for service in self._services.values()], self._secrets)
+        forget_key(spec, [service.record.spec for service in self._all()], self._secrets)
 
     def _add(self, record: ServiceRecord) -> ManagedService:
         service = ManagedService(record, self._context, self._log(record.spec.name))
@@ -262,7 +319,7 @@ class ServiceSupervisor:
         released = self._held_bytes(spec, own_pids, own) or 0
         if service is not None and service.record.spec.shared_port_path and service.state is ServiceState.READY:
             released = service.record.spec.promised_memory_bytes  # held by processes that are not ours
-        check_memory(spec, self._devices, released - self._outstanding_bytes(spec))
+        check_memory(spec, self._devices, released - self._outstanding_bytes(spec, service))
         key = hand_over(spec, self._secrets)
         return Launch((str(program), *spec.arguments, *key.arguments), {**environment, **key.environment})
 
@@ -281,13 +338,15 @@ class ServiceSupervisor:
             return 0
         return self._devices.used_bytes(pids) if spec.gpu_indices else resident_bytes(members)
 
-    def _outstanding_bytes(self, spec: ServiceSpec) -> int:
-        """What others on the same devices were promised and have not taken yet: the device still calls it free."""
+    def _outstanding_bytes(self, spec: ServiceSpec, service: ManagedService | None) -> int:
+        """What others than `service` on the same devices were promised and have not taken yet: the device still calls
+        it free.
+        """
         outstanding = 0
-        for other in self._services.values():
+        for other in self._all():
             theirs = other.record.spec
             shared = set(theirs.gpu_indices) & set(spec.gpu_indices) or not (theirs.gpu_indices or spec.gpu_indices)
-            if theirs.name == spec.name or not shared or not other.wanted or other.state is ServiceState.FAILED:
+            if other is service or not shared or not other.wanted or other.state is ServiceState.FAILED:
                 continue
             members = other.members()
             held = self._held_bytes(theirs, [one.pid for one in members], members)
@@ -298,13 +357,20 @@ class ServiceSupervisor:
         return outstanding
 
     def _all_pids(self) -> Sequence[int]:
-        return [member.pid for service in self._services.values() for member in service.members()]
+        return [member.pid for service in self._all() for member in service.all_members()]
 
     def _claim(self, spec: ServiceSpec) -> None:
         self._claims[spec.name] = (spec.port, spec.shared_port_path)
 
     def _check_claims(self, spec: ServiceSpec) -> None:
         """A port belongs to the service that wants it even while its server is down; some share one server's."""
+        for name, port in self._successions.ports():
+            if name != spec.name and port == spec.port:
+                raise ProblemError(
+                    "port-taken",
+                    f"on port {port} the successor of {name!r} is tried",
+                    "wait a moment, then deploy again",
+                )
         for name, (port, shared) in self._claims.items():
             if shared and shared == spec.shared_port_path:
                 continue

@@ -86,6 +86,19 @@ class ProcessIdentity(Frozen):
     start_token: str
 
 
+class Successor(Frozen):
+    """A server beside the service's own that takes its place once it is READY; FAILED: it was given up."""
+
+    spec: ServiceSpec
+    spec_digest: str = ""
+    state: ServiceState = ServiceState.UNSPECIFIED
+    port: int = 0
+    process: ProcessIdentity | None = None
+    problem: Problem | None = None
+    resident_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+
+
 class ServiceStatus(Frozen):
     spec: ServiceSpec
     state: ServiceState = ServiceState.UNSPECIFIED
@@ -102,6 +115,8 @@ class ServiceStatus(Frozen):
     last_exit_code: int | None = None
     argv: tuple[str, ...] = ()
     tokens_per_second: float | None = None
+    successor: Successor | None = None
+    ended_first_because: str = ""
 
 
 class ForeignServer(Frozen):

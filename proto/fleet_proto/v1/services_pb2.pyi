@@ -348,6 +348,8 @@ class ServiceStatus(_message.Message):
     LAST_EXIT_CODE_FIELD_NUMBER: _builtins.int
     ARGV_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    SUCCESSOR_FIELD_NUMBER: _builtins.int
+    ENDED_FIRST_BECAUSE_FIELD_NUMBER: _builtins.int
     state: Global___ServiceState.ValueType
     desired: Global___DesiredState.ValueType
     started_unix_ms: _builtins.int
@@ -365,6 +367,8 @@ class ServiceStatus(_message.Message):
     """absent: not known (it was not our child)"""
     tokens_per_second: _builtins.float
     """generated now, over all requests; absent: not asked for, or not told"""
+    ended_first_because: _builtins.str
+    """answer to ApplyService alone: why the former could not be kept meanwhile"""
     @_builtins.property
     def spec(self) -> Global___ServiceSpec: ...
     @_builtins.property
@@ -376,6 +380,10 @@ class ServiceStatus(_message.Message):
     @_builtins.property
     def argv(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """exactly as started"""
+
+    @_builtins.property
+    def successor(self) -> Global___Successor:
+        """what is to take this one's place; until then all above is of the former"""
 
     def __init__(
         self,
@@ -395,10 +403,12 @@ class ServiceStatus(_message.Message):
         last_exit_code: _builtins.int | None = ...,
         argv: _abc.Iterable[_builtins.str] | None = ...,
         tokens_per_second: _builtins.float | None = ...,
+        successor: Global___Successor | None = ...,
+        ended_first_because: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_tokens_per_second", b"_tokens_per_second", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "spec", b"spec", "started_unix_ms", b"started_unix_ms", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_successor", b"_successor", "_tokens_per_second", b"_tokens_per_second", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "spec", b"spec", "started_unix_ms", b"started_unix_ms", "successor", b"successor", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_tokens_per_second", b"_tokens_per_second", "argv", b"argv", "desired", b"desired", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "spec", b"spec", "spec_digest", b"spec_digest", "started_unix_ms", b"started_unix_ms", "state", b"state", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_last_exit_code", b"_last_exit_code", "_next_start_unix_ms", b"_next_start_unix_ms", "_problem", b"_problem", "_process", b"_process", "_ready_unix_ms", b"_ready_unix_ms", "_resident_bytes", b"_resident_bytes", "_started_unix_ms", b"_started_unix_ms", "_successor", b"_successor", "_tokens_per_second", b"_tokens_per_second", "argv", b"argv", "desired", b"desired", "ended_first_because", b"ended_first_because", "gpu_memory_bytes", b"gpu_memory_bytes", "last_exit_code", b"last_exit_code", "next_start_unix_ms", b"next_start_unix_ms", "problem", b"problem", "process", b"process", "ready_unix_ms", b"ready_unix_ms", "resident_bytes", b"resident_bytes", "restarts", b"restarts", "spec", b"spec", "spec_digest", b"spec_digest", "started_unix_ms", b"started_unix_ms", "state", b"state", "successor", b"successor", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
@@ -416,6 +426,8 @@ class ServiceStatus(_message.Message):
     _WhichOneofArgType__resident_bytes: _TypeAlias = _typing.Literal["_resident_bytes", b"_resident_bytes"]  # noqa: Y015
     _WhichOneofReturnType__started_unix_ms: _TypeAlias = _typing.Literal["started_unix_ms"]  # noqa: Y015
     _WhichOneofArgType__started_unix_ms: _TypeAlias = _typing.Literal["_started_unix_ms", b"_started_unix_ms"]  # noqa: Y015
+    _WhichOneofReturnType__successor: _TypeAlias = _typing.Literal["successor"]  # noqa: Y015
+    _WhichOneofArgType__successor: _TypeAlias = _typing.Literal["_successor", b"_successor"]  # noqa: Y015
     _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
     @_typing.overload
@@ -435,27 +447,99 @@ class ServiceStatus(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_unix_ms) -> _WhichOneofReturnType__started_unix_ms | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__successor) -> _WhichOneofReturnType__successor | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
 
 Global___ServiceStatus: _TypeAlias = ServiceStatus  # noqa: Y015
+
+@_typing.final
+class Successor(_message.Message):
+    """A server that was started beside the one that runs, and takes the service's name once it is READY."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    SPEC_DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    spec_digest: _builtins.str
+    state: Global___ServiceState.ValueType
+    """FAILED: it was given up, and the service is what it was"""
+    port: _builtins.int
+    """where it is tried: its own, or one for the trial where its own is in use"""
+    resident_bytes: _builtins.int
+    gpu_memory_bytes: _builtins.int
+    @_builtins.property
+    def spec(self) -> Global___ServiceSpec:
+        """as it was applied"""
+
+    @_builtins.property
+    def process(self) -> _common_pb2.ProcessIdentity: ...
+    @_builtins.property
+    def problem(self) -> _common_pb2.Problem:
+        """why it is not ready"""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___ServiceSpec | None = ...,
+        spec_digest: _builtins.str = ...,
+        state: Global___ServiceState.ValueType = ...,
+        port: _builtins.int = ...,
+        process: _common_pb2.ProcessIdentity | None = ...,
+        problem: _common_pb2.Problem | None = ...,
+        resident_bytes: _builtins.int | None = ...,
+        gpu_memory_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_problem", b"_problem", "_process", b"_process", "_resident_bytes", b"_resident_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "problem", b"problem", "process", b"process", "resident_bytes", b"resident_bytes", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "_problem", b"_problem", "_process", b"_process", "_resident_bytes", b"_resident_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "port", b"port", "problem", b"problem", "process", b"process", "resident_bytes", b"resident_bytes", "spec", b"spec", "spec_digest", b"spec_digest", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__problem: _TypeAlias = _typing.Literal["problem"]  # noqa: Y015
+    _WhichOneofArgType__problem: _TypeAlias = _typing.Literal["_problem", b"_problem"]  # noqa: Y015
+    _WhichOneofReturnType__process: _TypeAlias = _typing.Literal["process"]  # noqa: Y015
+    _WhichOneofArgType__process: _TypeAlias = _typing.Literal["_process", b"_process"]  # noqa: Y015
+    _WhichOneofReturnType__resident_bytes: _TypeAlias = _typing.Literal["resident_bytes"]  # noqa: Y015
+    _WhichOneofArgType__resident_bytes: _TypeAlias = _typing.Literal["_resident_bytes", b"_resident_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__problem) -> _WhichOneofReturnType__problem | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__process) -> _WhichOneofReturnType__process | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resident_bytes) -> _WhichOneofReturnType__resident_bytes | None: ...
+
+Global___Successor: _TypeAlias = Successor  # noqa: Y015
 
 @_typing.final
 class ApplyServiceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    KEEP_FORMER_FIELD_NUMBER: _builtins.int
+    keep_former: _builtins.bool
+    """Answers at once; the service's way to READY is seen through WatchService.
+    a ready server of this name goes on until its successor is READY, where the host has room
+    """
     @_builtins.property
-    def spec(self) -> Global___ServiceSpec:
-        """Answers at once; the service's way to READY is seen through WatchService."""
-
+    def spec(self) -> Global___ServiceSpec: ...
     def __init__(
         self,
         *,
         spec: Global___ServiceSpec | None = ...,
+        keep_former: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_former", b"keep_former", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
