@@ -128,6 +128,8 @@ def _print(found: _Diff, stream: Any) -> None:
         print_table(COLUMNS, sorted(rows), STYLES, stream)
     for entry in found.entries:
         for host in entry.plan.hosts:
+            if host.old_server:
+                print(f"{host.host}: {host.old_server}", file=stream)
             for warning in host.warnings:
                 print(f"{host.host}: warning: {warning}", file=stream)
             if host.HasField("problem"):

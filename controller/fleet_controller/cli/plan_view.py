@@ -28,6 +28,8 @@ def print_plan(plan: controller_pb2.DeployPlan, with_commands: bool, stream: Tex
         if host.because:
             print(f"{host.host}: chosen: {host.because}", file=stream)
         _print_arithmetic(host, stream)
+        if host.old_server:
+            print(f"{host.host}: {host.old_server}", file=stream)
         for warning in host.warnings:
             print(f"{host.host}: warning: {warning}", file=stream)
         if host.HasField("problem"):

@@ -50,7 +50,9 @@ def _print(
 ) -> None:
     rows = []
     for message, host in zip(messages, hosts, strict=True):
-        rows += [_row(host, service, forwards) for service in message.services]
+        for service in message.services:
+            rows.append(_row(host, service, forwards))
+            rows += _successor_rows(host.host, service)
         rows += [_foreign_row(host.host, server) for server in message.foreign]
     if rows:
         print_table(COLUMNS, rows, STYLES)
@@ -68,6 +70,10 @@ def _report(messages: Sequence[controller_pb2.HostServices]) -> None:
         for service in host.services:
             if service.HasField("problem"):
                 report(f"{host.host}: {service.spec.name}: {service.problem.message}", service.problem.remedy)
+            successor = service.successor
+            if service.HasField("successor") and successor.HasField("problem"):
+                remedy = successor.problem.remedy or f"see: fleet logs {service.spec.name}"
+                report(f"{host.host}: {service.spec.name}'s successor: {successor.problem.message}", remedy)
         if host.HasField("problem"):
             report(f"{host.host}: {host.problem.message}", host.problem.remedy)
 
@@ -93,6 +99,22 @@ def _row(host: HostServices, service: services_pb2.ServiceStatus, forwards: Sequ
         str(service.restarts),
         _endpoint(host, spec.name, forwards) if runs and spec.port else "-",
     )
+
+
+def _successor_rows(host: str, service: services_pb2.ServiceStatus) -> list[tuple[str, ...]]:
+    """Under a service, the server that is started beside it to take its place."""
+    successor, spec = service.successor, service.successor.spec
+    if not service.HasField("successor"):
+        return []
+    memory = successor.gpu_memory_bytes if successor.HasField("gpu_memory_bytes") else successor.resident_bytes
+    place = f"then {spec.port}" if spec.port != successor.port else ""
+    return [
+        (
+            host, "  its successor", word_of(successor, "state"), spec.backend or "-", spec.backend_version or "-",
+            spec.quantization or "-", f"{spec.context_length:,}" if spec.context_length else "-", str(successor.port),
+            gibibytes(memory) if successor.HasField("process") else "-", "-", "-", "-", place or "-",
+        )
+    ]  # fmt: skip
 
 
 def _endpoint(host: HostServices, model: str, forwards: Sequence[Forward]) -> str:

@@ -58,6 +58,7 @@ class HostPlan(Frozen):
     problem: Problem | None = None
     install_needed: bool = False
     because: str = ""
+    old_server: str = ""
 
 
 class DeployRequest(Frozen):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.events import HostEvent
-from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
+from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus, Successor
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.transport.errors import HostUnreachable, NoAgent
@@ -24,10 +24,17 @@ class LaunchFailed(OperationError):
 
 
 async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncGenerator[HostEvent]:
-    """Apply `spec` and follow it to READY. Raises LaunchFailed or a TransportError."""
+    """Apply `spec` and follow it to READY; a ready server of its name goes on until then, where the host has room.
+
+    Raises LaunchFailed or a TransportError.
+    """
     yield HostEvent(host=host.name, stage="serve", message=f"starting {spec.name} on port {spec.port}")
     async with context.pool.client(host) as agent:
-        applied = await agent.apply_service(spec)
+        applied = await agent.apply_service(spec, keep_former=True)
+    wanted = applied.successor.spec_digest if applied.successor is not None else applied.spec_digest
+    if applied.ended_first_because:
+        message = f"the old server of {spec.name} ended first: {applied.ended_first_because}"
+        yield HostEvent(host=host.name, stage="serve", message=message)
     loop = asyncio.get_running_loop()
     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
     said = ""
@@ -37,11 +44,13 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
             async with context.pool.client(host) as agent:
                 async for status in agent.watch_service(spec.name):
                     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
-                    if status.state is ServiceState.BACKING_OFF:
-                        planned_starts.add(status.next_start_unix_ms or 0)
-                    if _is_ready(status, applied, len(planned_starts)):
-                        return
-                    text = _text(status)
+                    successor = _successor(status, wanted)
+                    if successor is None:
+                        if status.state is ServiceState.BACKING_OFF:
+                            planned_starts.add(status.next_start_unix_ms or 0)
+                        if _is_ready(status, wanted, len(planned_starts)):
+                            return
+                    text = _text(status) if successor is None else _text_beside(successor)
                     if text != said:
                         said = text
                         yield HostEvent(host=host.name, stage="serve", message=text)
@@ -54,9 +63,28 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
         wait = min(wait * 2, RETRY_MOST_SECONDS)
 
 
-def _is_ready(status: ServiceStatus, applied: ServiceStatus, times_put_off: int) -> bool:
+def _successor(status: ServiceStatus, wanted: str) -> Successor | None:
+    """What we applied, while it is on its way beside the old server. Raises LaunchFailed where it was given up."""
+    successor = status.successor
+    if successor is None or successor.spec_digest != wanted or status.spec_digest == wanted:
+        return None
+    if successor.state is ServiceState.FAILED:
+        raise _given_up(successor)
+    return successor
+
+
+def _given_up(successor: Successor) -> LaunchFailed:
+    name, problem = successor.spec.name, successor.problem
+    remedy = f"fleet logs {name} shows what it printed"
+    if problem is None:
+        return LaunchFailed("start-failed", f"{name} ended before it was ready; the old server goes on", remedy)
+    message = f"{problem.message}; the old server goes on"
+    return LaunchFailed(problem.code, message, problem.remedy or remedy, tail=problem.tail)
+
+
+def _is_ready(status: ServiceStatus, wanted: str, times_put_off: int) -> bool:
     """READY with our spec; raises LaunchFailed where it will not get there."""
-    if applied.spec_digest and status.spec_digest and status.spec_digest != applied.spec_digest:
+    if wanted and status.spec_digest and status.spec_digest != wanted:
         raise LaunchFailed(
             "replaced", f"{status.spec.name} was deployed differently by someone else meanwhile", "fleet ps"
         )
@@ -76,6 +104,13 @@ def _failure(status: ServiceStatus) -> LaunchFailed:
         return LaunchFailed(problem.code, problem.message, problem.remedy or remedy, tail=problem.tail)
     code = f" with exit code {status.last_exit_code}" if status.last_exit_code is not None else ""
     return LaunchFailed("start-failed", f"{name} ended{code} before it was ready", remedy)
+
+
+def _text_beside(successor: Successor) -> str:
+    text = f"{successor.spec.name} starts beside the old server"
+    if successor.port != successor.spec.port:
+        text += f", for a trial on port {successor.port}"
+    return f"{text}: {successor.problem.message}" if successor.problem is not None else text
 
 
 def _text(status: ServiceStatus) -> str:

@@ -16,6 +16,7 @@ from fleet_controller.planning.considering import Decider, decided
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
+from fleet_controller.planning.old_server import what_becomes_of
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
@@ -87,7 +88,7 @@ def plan_host(
         return _stopped(host.name, PlanAction.REFUSE if error.refused else PlanAction.FAIL, problem_found)
     if work.choice.fit.verdict is FitVerdict.REFUSED:
         return _does_not_fit(host.name, work)
-    return _planned(host, facts, work, running)
+    return _planned(host, facts, services, work, running)
 
 
 def located(facts: HostFacts, resolved: ResolvedModel) -> ResolvedModel:
@@ -286,7 +287,9 @@ def _does_not_fit(host_name: str, work: _Work) -> PlannedDeployment:
     return PlannedDeployment(plan=plan.model_copy(update={"problem": problem, "service": None}))
 
 
-def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus | None) -> PlannedDeployment:
+def _planned(
+    host: Host, facts: HostFacts, services: tuple[ServiceStatus, ...], work: _Work, running: ServiceStatus | None
+) -> PlannedDeployment:
     full = _disk_problem(facts, work)
     if full is not None:
         return _stopped(host.name, PlanAction.REFUSE, full)
@@ -297,6 +300,7 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
     replaces = running is not None and running.desired is DesiredState.RUNNING
     action = PlanAction.REPLACE if replaces else PlanAction.START
     reason = changes(running.spec, work.spec) if running is not None and replaces else "not running here"
+    old_server = what_becomes_of(running, work.spec, facts, services) if running is not None and replaces else ""
     if running is not None and replaces and not _is_up(running):
         reason = f"{state_word(running.state)}; starting it anew"
     plan = _host_plan(host.name, action, reason, work)
@@ -304,7 +308,7 @@ def _planned(host: Host, facts: HostFacts, work: _Work, running: ServiceStatus |
         facts, (*prepare.steps, *(smoke_test.steps if smoke_test else ())), work.spec, prepare.environment
     )
     return PlannedDeployment(
-        plan=plan.model_copy(update={"commands": commands}),
+        plan=plan.model_copy(update={"commands": commands, "old_server": old_server}),
         prepare=prepare,
         smoke_test=smoke_test,
         left_out=work.left_out,

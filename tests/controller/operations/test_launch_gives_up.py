@@ -24,7 +24,7 @@ class Agent:
         self.statuses = statuses
         self.told = 0
 
-    async def apply_service(self, spec: ServiceSpec) -> ServiceStatus:
+    async def apply_service(self, spec: ServiceSpec, keep_former: bool = False) -> ServiceStatus:
         return _status(ServiceState.STARTING)
 
     async def watch_service(self, name: str) -> AsyncIterator[ServiceStatus]:
