@@ -4,6 +4,7 @@ import typer
 
 from fleet_controller.cli import (
     agent,
+    artifacts,
     backends,
     bench,
     calibrate,
@@ -14,6 +15,7 @@ from fleet_controller.cli import (
     eval,
     hosts,
     lab,
+    pull,
     results,
     results_group,
     rollout,
@@ -45,6 +47,7 @@ def _root(
 
 hosts.register(app)
 deploy.register(app)
+pull.register(app)
 lab.register(app)
 choose.register(app)
 endpoints.register(app)
@@ -54,6 +57,7 @@ calibrate.register(app)
 results.register(app)
 results_group.register(app)
 app.add_typer(agent.app, name="agent")
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(backends.app, name="backends")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(controller.app, name="controller")

@@ -37,25 +37,25 @@ def named(request: DeployRequest) -> DeployRequest:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
 
 
-async def resolve_for(request: DeployRequest, endpoint: str, hub_token: str = "") -> ResolvedModel:
-    """The artifacts that a request may mean, as one hub has them; `hub_token` is a reference. Raises OperationError."""
+async def resolve_for(request: DeployRequest, endpoint: str, reference: str = "") -> ResolvedModel:
+    """The artifacts that a request may mean, from one hub; `reference` names the token. Raises OperationError."""
     from fleet_controller.hub.resolve import resolve_model
 
-    return await _resolved_by(resolve_model, request, endpoint, hub_token)
+    return await _resolved_by(resolve_model, request, endpoint, reference)
 
 
-async def resolve_everything_for(request: DeployRequest, endpoint: str, hub_token: str = "") -> ResolvedModel:
+async def resolve_everything_for(request: DeployRequest, endpoint: str, reference: str = "") -> ResolvedModel:
     """As `resolve_for`, with every format and quantization, for comparing them. Raises OperationError."""
     from fleet_controller.hub.everything import resolve_everything
 
-    return await _resolved_by(resolve_everything, request, endpoint, hub_token)
+    return await _resolved_by(resolve_everything, request, endpoint, reference)
 
 
-async def _resolved_by(resolver: Resolver, request: DeployRequest, endpoint: str, hub_token: str) -> ResolvedModel:
+async def _resolved_by(resolver: Resolver, request: DeployRequest, endpoint: str, reference: str) -> ResolvedModel:
     from fleet_controller.hub.errors import HubError
 
     try:
-        return await in_daemon_thread(resolver, request, catalog(), endpoint, _token(request, endpoint, hub_token))
+        return await in_daemon_thread(resolver, request, catalog(), endpoint, hub_token(request, endpoint, reference))
     except CatalogError as error:
         raise OperationError("no-such-model", str(error), "fleet models lists them", usage=True) from None
     except PlanProblem as error:
@@ -67,7 +67,7 @@ async def _resolved_by(resolver: Resolver, request: DeployRequest, endpoint: str
         raise OperationError(error.code, message, error.remedy, usage) from None
 
 
-def _token(request: DeployRequest, endpoint: str, reference: str) -> str | None:
+def hub_token(request: DeployRequest, endpoint: str, reference: str) -> str | None:
     """The token that hosts.yaml names for this hub, else the user's own, from where huggingface_hub keeps it.
 
     A mirror gets only one that was named for it, and none in the clear over a network. Raises OperationError.

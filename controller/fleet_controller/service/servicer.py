@@ -98,6 +98,44 @@ class ControllerServicer(GeneratedServicer):
         async for message in _stream(events, controller_pb2.HostEvent, context):
             yield message
 
+    async def PlanPull(self, request: Any, context: Any) -> controller_pb2.PullPlan:
+        from fleet_controller.operations.pull_plan import plan_pull
+        from fleet_controller.service import pull_wire
+
+        try:
+            plan = await plan_pull(self._context, pull_wire.request_of(request))
+        except Exception as error:
+            await _abort(context, error)
+        return pull_wire.plan_message(plan)
+
+    async def Pull(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.pull import run_pulls
+
+        async for message in _stream(run_pulls(self._context, request.plan_id), controller_pb2.HostEvent, context):
+            yield message
+
+    async def ListArtifacts(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.artifacts import list_artifacts
+
+        found = list_artifacts(self._context, request.pattern)
+        async for message in _stream(found, controller_pb2.HostArtifacts, context):
+            yield message
+
+    async def VerifyArtifacts(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.artifacts import verify_artifacts
+
+        events = verify_artifacts(self._context, request.pattern, request.repository, request.commit)
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
+    async def CollectArtifacts(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        from fleet_controller.operations.artifacts import collect_artifacts
+        from fleet_controller.service import pull_wire
+
+        events = collect_artifacts(self._context, pull_wire.names_of(request))
+        async for message in _stream(events, controller_pb2.HostEvent, context):
+            yield message
+
     async def ListRollouts(self, request: Any, context: Any) -> controller_pb2.ListRolloutsReply:
         from fleet_controller.operations.rollout_views import list_rollouts
 

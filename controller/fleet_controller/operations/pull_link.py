@@ -1,0 +1,147 @@
+"""One host of a pull as seen from the controller: its job, what is heard of it, and the orders that it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fleet_controller.domain.base import Problem
+from fleet_controller.domain.jobs import JobEvent, JobState
+from fleet_controller.domain.steps import JobSpec
+from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.jobs import is_attempt_of
+from fleet_controller.operations.problems import problem_of
+from fleet_controller.operations.secrets import resolve
+from fleet_controller.planning.plan import retried
+from fleet_controller.planning.secrets import HUB_TOKEN_SECRET
+from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
+from fleet_inventory.hosts import Host
+
+AWAY_PAUSE_SECONDS = 3.0
+STEER_PAUSE_SECONDS = 1.0
+# A pull lasts as long as it lasts; its certificates are good for a day.
+PATIENCE_SECONDS = 24 * 3600.0
+
+Credentials = tuple[bytes, bytes, bytes]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Something about one host. `fresh`: it happened just now; else it is what its job told before we came.
+
+    `caught_up` comes once, when all of that was told. `away`: the host does not answer, and is tried again.
+    """
+
+    name: str
+    document: dict[str, Any] | None = None
+    fresh: bool = True
+    caught_up: bool = False
+    away: Problem | None = None
+    ended: JobState | None = None
+    problem: Problem | None = None
+
+
+class PullLink:
+    """`name` is the host's name in the pull. What is heard goes to `hear`, on the event loop."""
+
+    def __init__(
+        self, context: FleetContext, host: Host, name: str, job: JobSpec, hear: Callable[[Heard], None]
+    ) -> None:
+        self.host = host
+        self.name = name
+        self.token_file = ""
+        self._context = context
+        self._job = job
+        self._hear = hear
+        self._orders: asyncio.Queue[tuple[str, Credentials | None]] = asyncio.Queue()
+        self._job_id: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._problem: Problem | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._send())]
+
+    def order(self, document: str, credentials: Credentials | None = None) -> None:
+        """Sent in turn, as soon as the host answers."""
+        self._orders.put_nowait((document, credentials))
+
+    async def close(self) -> None:
+        """Stops listening. The job goes on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drained(self) -> None:
+        """Returns once every order so far has been given."""
+        await self._orders.join()
+
+    # -- hearing ----------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        try:
+            boundary = await self._submitted()
+            async for event in self._context.pool.follow_job(
+                self.host, await self._job_id, patience_seconds=PATIENCE_SECONDS
+            ):
+                self._tell(event, event.sequence > boundary)
+                if event.sequence == boundary:
+                    self._hear(Heard(self.name, caught_up=True))
+        except Exception as error:
+            self._hear(Heard(self.name, ended=JobState.FAILED, problem=problem_of(error)))
+
+    async def _submitted(self) -> int:
+        """The sequence of the last event that the job had when we came. A host that is away is tried again."""
+        while True:
+            try:
+                job_id, boundary = await self._submit()
+                self._job_id.set_result(job_id)
+                return boundary
+            except (HostUnreachable, NoAgent) as error:
+                self._hear(Heard(self.name, away=error.problem))
+            await asyncio.sleep(AWAY_PAUSE_SECONDS)
+
+    async def _submit(self) -> tuple[str, int]:
+        """A job of this pull that runs there already is joined; one that has ended is followed by another."""
+        job = self._job
+        async with self._context.pool.client(self.host) as agent:
+            if self.host.hub_token:
+                token = resolve(self.host.hub_token, f"hub_token of {self.host.name}")
+                self.token_file = await agent.put_secret(HUB_TOKEN_SECRET, token.reveal().encode())
+            known = {status.job_id: status for status in await agent.list_jobs()}
+            attempts = [status for job_id, status in known.items() if is_attempt_of(job_id, job.job_id)]
+            active = next((status for status in attempts if not status.state.final), None)
+            if active is None:
+                active = await agent.submit_job(retried(job, known))
+        return active.job_id, max(1, active.last_sequence)
+
+    def _tell(self, event: JobEvent, fresh: bool) -> None:
+        if event.document is not None:
+            self._hear(Heard(self.name, document=json.loads(event.document), fresh=fresh))
+        if event.problem is not None:
+            self._problem = event.problem
+        if event.state is not None and event.state.final:
+            self._hear(Heard(self.name, ended=event.state, problem=self._problem))
+
+    # -- ordering ---------------------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        while True:
+            document, credentials = await self._orders.get()
+            job_id = await asyncio.shield(self._job_id)
+            await self._sent(job_id, document, credentials)
+            self._orders.task_done()
+
+    async def _sent(self, job_id: str, document: str, credentials: Credentials | None) -> None:
+        """As often as the host does not answer; a job that has ended takes no order, and needs none."""
+        while True:
+            try:
+                async with self._context.pool.client(self.host) as agent:
+                    await agent.steer_job(job_id, document, credentials)
+                return
+            except (HostUnreachable, NoAgent):
+                await asyncio.sleep(STEER_PAUSE_SECONDS)
+            except TransportError:
+                return
