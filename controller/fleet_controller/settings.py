@@ -13,6 +13,10 @@ from fleet_inventory.paths import hosts_file
 LONGEST_SOCKET_PATH_BYTES = 100
 
 
+# How often a resident controller looks for rollouts that nobody carries out, and for hosts that came back.
+CATCH_UP_SECONDS = 30.0
+
+
 class UnsafeFolderError(Exception):
     """A folder that must be ours alone is not."""
 
@@ -24,13 +28,22 @@ class Settings:
     hosts_file: Path
     state_dir: Path
     runtime_dir: Path
+    catch_up_seconds: float = CATCH_UP_SECONDS
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """FLEET_HOSTS or FLEET_CONFIG_DIR, FLEET_STATE_DIR and FLEET_RUNTIME_DIR, or their usual places."""
+        """FLEET_HOSTS or FLEET_CONFIG_DIR, FLEET_STATE_DIR and FLEET_RUNTIME_DIR, or their usual places.
+
+        FLEET_CATCH_UP_SECONDS: what is no positive number counts for nothing.
+        """
         state = os.environ.get("FLEET_STATE_DIR") or Path.home() / ".local" / "state" / "fleet"
         runtime = os.environ.get("FLEET_RUNTIME_DIR") or Path("/tmp") / f"fleet-{os.getuid()}"
-        return cls(hosts_file(), Path(state).expanduser(), Path(runtime).expanduser())
+        try:
+            seconds = float(os.environ.get("FLEET_CATCH_UP_SECONDS", CATCH_UP_SECONDS))
+        except ValueError:
+            seconds = 0.0
+        catch_up_seconds = seconds if 0 < seconds < float("inf") else CATCH_UP_SECONDS
+        return cls(hosts_file(), Path(state).expanduser(), Path(runtime).expanduser(), catch_up_seconds)
 
     @property
     def database_file(self) -> Path:

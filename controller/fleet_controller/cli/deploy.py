@@ -109,7 +109,10 @@ def deploy(
         0, "--max-failures", min=0, max=LARGEST_NUMBER, help="Failed hosts that do not stop the rest."
     ),
     catch_up: bool = typer.Option(
-        False, "--catch-up", help="Hosts that are away are no failures: `fleet rollout resume` changes them later."
+        False,
+        "--catch-up",
+        help="Hosts that are away are no failures: a resident controller (`fleet controller start`) changes them when "
+        "they are back, and `fleet rollout resume` at once.",
     ),
     wait: bool = typer.Option(False, "--wait", help="Wait until no bench has the devices for itself any more."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan with the exact commands, and stop."),

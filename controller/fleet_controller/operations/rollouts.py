@@ -175,6 +175,8 @@ async def _run(context: FleetContext, number: int) -> AsyncGenerator[HostEvent]:
             raise _elsewhere(number)
         rollout = store.get(number)
         assert rollout is not None
+        if rollout.state is not RolloutState.RUNNING:  # somebody ended it a moment ago
+            return
         rollout = interrupted(rollout)
         store.save(rollout)
         plan = StoredPlan.model_validate_json(store.plan(number))

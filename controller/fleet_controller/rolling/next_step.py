@@ -1,5 +1,7 @@
 """What a rollout does next, from what is known of its hosts alone: so that whoever continues it does the same."""
 
+from collections.abc import Collection, Iterable
+
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.rollouts import HostPhase, Rollout, RolloutHost, RolloutState
 
@@ -57,6 +59,33 @@ def resumed(rollout: Rollout) -> Rollout:
         host.model_copy(update={"phase": HostPhase.WAITING, "problem": None}) if host.phase in again else host
         for host in rollout.hosts
     )
+    return rollout.model_copy(update={"state": RolloutState.RUNNING, "reason": "", "hosts": hosts})
+
+
+def hosts_to_catch_up(rollout: Rollout, others: Iterable[Rollout]) -> tuple[str, ...]:
+    """Hosts of a rollout that is over which are still to be changed when they answer.
+
+    None where nobody asked for it. A host that a later rollout of the service has is that one's, however it ended;
+    one that another rollout has not ended with waits for that.
+    """
+    if rollout.state is not RolloutState.DONE or not rollout.strategy.catch_up:
+        return ()
+    others = [other for other in others if other.number != rollout.number]
+    later = [other for other in others if other.number > rollout.number and other.service == rollout.service]
+    taken = {host.host for other in (*later, *(o for o in others if not o.state.final)) for host in other.hosts}
+    return tuple(host.host for host in rollout.of(HostPhase.AWAY) if host.host not in taken)
+
+
+def caught_up(rollout: Rollout, back: Collection[str]) -> Rollout:
+    """The rollout goes on with hosts that were away and are back; what failed stays as it is."""
+    hosts = tuple(
+        host.model_copy(update={"phase": HostPhase.WAITING, "problem": None})
+        if host.phase is HostPhase.AWAY and host.host in back
+        else host
+        for host in rollout.hosts
+    )
+    if hosts == rollout.hosts:
+        return rollout
     return rollout.model_copy(update={"state": RolloutState.RUNNING, "reason": "", "hosts": hosts})
 
 

@@ -63,6 +63,14 @@ class RolloutStore:
         marks = ", ".join("?" for _ in ended)
         return self._select(f"WHERE state NOT IN ({marks}) ORDER BY number DESC", tuple(ended))
 
+    def with_hosts_away(self) -> tuple[Rollout, ...]:
+        """Those that are done but for hosts that did not answer."""
+        where = "WHERE state = ? AND number IN (SELECT number FROM rollout_hosts WHERE phase = ?) ORDER BY number DESC"
+        return self._select(where, (RolloutState.DONE.value, HostPhase.AWAY.value))
+
+    def of_service(self, service: str) -> tuple[Rollout, ...]:
+        return self._select("WHERE service = ? ORDER BY number DESC", (service,))
+
     def plan(self, number: int) -> str:
         """The stored plan that the rollout carries out."""
         found = self._database.connection.execute("SELECT plan FROM rollouts WHERE number = ?", (number,)).fetchone()

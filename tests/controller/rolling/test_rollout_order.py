@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_controller.domain.rollouts import HostPhase, Rollout, RolloutHost, RolloutState, Strategy
-from fleet_controller.rolling.next_step import interrupted, next_step, resumed, why_stop
+from fleet_controller.rolling.next_step import caught_up, hosts_to_catch_up, interrupted, next_step, resumed, why_stop
 from fleet_controller.rolling.waves import WaveError, default_canaries, waves_of
 
 NAMES = [f"h{number}" for number in range(12)]
@@ -135,3 +135,45 @@ def test_hosts_that_catch_up_are_no_failures() -> None:
     step = next_step(found)
     assert (step.state, step.reason) == (RolloutState.DONE, "h0 will catch up")
     assert found.summary() == "1 of 2 hosts changed, 1 away"
+
+
+def over_but_away(*away: str, **fields: object) -> Rollout:
+    found = rollout(Strategy(catch_up=True), NAMES[:4])
+    for name in NAMES[:4]:
+        found = put(found, name, HostPhase.AWAY if name in away else HostPhase.CHANGED)
+    return found.model_copy(update={"state": RolloutState.DONE, **fields})
+
+
+def test_hosts_that_come_back_are_changed_and_what_failed_is_not_tried_again() -> None:
+    found = put(over_but_away("h1", "h2"), "h3", HostPhase.FAILED)
+    found = found.model_copy(update={"strategy": Strategy(catch_up=True, max_failures=1)})
+    assert hosts_to_catch_up(found, [found]) == ("h1", "h2")
+    on = caught_up(found, {"h2", "h3"})
+    assert on.state is RolloutState.RUNNING
+    assert [host.phase for host in on.hosts] == [
+        HostPhase.CHANGED, HostPhase.AWAY, HostPhase.WAITING, HostPhase.FAILED
+    ]  # fmt: skip
+    assert next_step(on).begin == ("h2",)
+    over = next_step(put(on, "h2", HostPhase.CHANGED))
+    assert (over.state, over.reason) == (RolloutState.DONE, "h1 will catch up")
+    assert caught_up(found, {"h3"}) == found
+
+
+@pytest.mark.parametrize("state", [state for state in RolloutState if state is not RolloutState.DONE])
+def test_only_a_rollout_that_is_done_catches_up(state: RolloutState) -> None:
+    assert hosts_to_catch_up(over_but_away("h1", state=state), []) == ()
+
+
+def test_nobody_catches_up_who_was_not_asked_to() -> None:
+    assert hosts_to_catch_up(over_but_away("h1", strategy=Strategy()), []) == ()
+
+
+def test_a_host_belongs_to_the_last_rollout_of_its_service_and_to_one_that_is_not_over() -> None:
+    found = over_but_away("h1", "h2")
+    later = over_but_away("h1", number=2)
+    assert hosts_to_catch_up(found, [later, found]) == ()
+    assert hosts_to_catch_up(found, [later.model_copy(update={"service": "other"}), found]) == ("h1", "h2")
+    only_h1 = later.model_copy(update={"hosts": later.hosts[1:2], "state": RolloutState.UNDONE})
+    assert hosts_to_catch_up(found, [only_h1, found]) == ("h2",)
+    elsewhere = only_h1.model_copy(update={"service": "other", "state": RolloutState.PAUSED, "number": 0})
+    assert hosts_to_catch_up(found, [elsewhere, found]) == ("h2",)
