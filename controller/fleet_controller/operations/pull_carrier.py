@@ -58,6 +58,7 @@ class _Node:
     complete: bool = False
     snapshot: str = ""
     away: Problem | None = None
+    caught_up: bool = False
     ended: bool = False
     problem: Problem | None = None
     fetcher: str = ""
@@ -186,6 +187,7 @@ class PullCarrier:
         if heard.document is not None:
             self._document(node, heard.document, heard.fresh)
         if heard.caught_up:
+            node.caught_up = True
             self._caught_up(node)
         if heard.ended is not None:
             self._job_ended(node, heard.ended, heard.problem)
@@ -237,7 +239,9 @@ class PullCarrier:
             if known is None or (known.address, known.port) != (node.listening.address, node.listening.port):
                 self._observe(node, node.listening)
         if node.complete:
-            self._observe(node, messages.Complete(snapshot=node.snapshot, fetched_bytes=node.tally.fetched_bytes))
+            done = messages.Complete(snapshot=node.snapshot, fetched_bytes=node.tally.fetched_bytes)
+            self._observe(node, done)
+            self._tell(node, done)
         if node.relay_ended:
             self._observe(node, messages.Ended())
         again = [one for one in self._conductor.again() if one[0] == name]
@@ -544,6 +548,8 @@ class PullCarrier:
     def _tell_all(self) -> None:
         now = time.monotonic()
         if self._conductor is None or now - self._shown_at < SHOWN_EVERY_SECONDS:
+            return
+        if any(node.open and not node.caught_up for node in self._nodes.values()):
             return
         self._shown_at = now
         fleet = self._fleet()

@@ -20,6 +20,7 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.deploy import TO_RUN, deploy_host, prepare_ahead
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, load_plan, plan_deploy
 from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.operations.pull_deploy import pull_shared_files
 from fleet_controller.operations.restoring import before_of, gate_of, restore
 from fleet_controller.rolling.next_step import interrupted, next_step
 from fleet_controller.rolling.store import RolloutStore
@@ -198,6 +199,8 @@ class _Carrier:
 
     async def run(self) -> AsyncGenerator[HostEvent]:
         try:
+            async for event in self._pull_first():
+                yield event
             self._prepare_others()
             while True:
                 end = self._advance()
@@ -237,6 +240,12 @@ class _Carrier:
                 yield await self.events.get()
         while not self.events.empty():
             yield self.events.get_nowait()
+
+    async def _pull_first(self) -> AsyncGenerator[HostEvent]:
+        """Model files that several hosts lack come from the hub once: that changes nothing that runs."""
+        planned = [self._planned(host.host) for host in self.rollout.of(HostPhase.WAITING)]
+        async for event in pull_shared_files(self.context, [item for item in planned if item is not None]):
+            yield event
 
     def _prepare_others(self) -> None:
         """Installs and downloads of later waves go on while the canaries are proven: they change nothing that runs."""
