@@ -148,6 +148,7 @@ def _from_elsewhere(store: PieceStore, file: StoredFile, notes: VerifiedNotes, c
             temporary = file.blob.with_name(f".{file.blob.name}.{os.getpid()}")
             shutil.copyfile(other, temporary)
             temporary.replace(file.blob)
+        notes.write(file.blob, brought=True)
         return True
     return False
 

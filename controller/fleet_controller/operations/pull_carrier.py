@@ -47,7 +47,9 @@ FED_BYTES_PER_SECOND = 20_000_000
 
 @dataclass
 class _Node:
-    """One host as far as it is known. `fetcher`: who fetches into the cache that they share, itself mostly."""
+    """One host as far as it is known. `fetcher`: who fetches into the cache that they share, itself mostly; "" after
+    this controller was away, for one of the others.
+    """
 
     link: PullLink
     candidate: Candidate
@@ -69,6 +71,10 @@ class _Node:
     @property
     def host(self) -> str:
         return self.link.host.name
+
+    @property
+    def fetches(self) -> bool:
+        return self.fetcher == self.candidate.name
 
     @property
     def open(self) -> bool:
@@ -140,8 +146,14 @@ class PullCarrier:
         if kept is not None:
             self._conductor, self._saved = Conductor(kept), kept
             self._told_reasons = len(kept.reasons)
+            members = {member.name for member in kept.members}
+            for name, node in self._nodes.items():
+                node.fetcher = name if name in members else ""
         for node in self._nodes.values():
-            node.link.start()
+            if node.fetches:
+                node.link.start()
+            else:
+                node.ended = True
 
     def _job(self, host: Host, label: str, names: dict[str, str], listen_host: str) -> JobSpec:
         files, ports = self._pull.files, host.limits.ports
@@ -249,7 +261,7 @@ class PullCarrier:
 
     def _job_ended(self, node: _Node, state: JobState, problem: Problem | None) -> None:
         node.ended = True
-        if node.complete or node.told_done:
+        if node.complete or node.told_done or not node.fetches:
             return
         cancelled = Problem(code="cancelled", message="its job was cancelled", remedy="repeat the command")
         early = Problem(code="relay-ended", message="its relay ended too early", remedy="repeat the command")
@@ -306,13 +318,13 @@ class PullCarrier:
         for node in there:
             if not any(other.has_credentials for other in there):
                 node.fetcher = fetcher_of[node.candidate.name]
-        others = [node for node in there if node.fetcher != node.candidate.name]
+        others = [node for node in there if not node.fetches]
         for node in others:
             if not node.ended:
                 node.link.order(order_line(messages.Stop()))
                 node.ended = True
                 self._show(node, f"shares its cache with {self._nodes[node.fetcher].host}, which fetches")
-        return [node for node in there if node.fetcher == node.candidate.name]
+        return [node for node in there if node.fetches]
 
     def _give_credentials(self, node: _Node) -> None:
         signed = self._context.pool.identities.sign_pull(node.candidate.name)
@@ -334,7 +346,7 @@ class PullCarrier:
         candidates = [node.candidate for node in chosen]
         named = next((node.candidate.name for node in chosen if node.host == self._pull.source.host), "")
         head = named or choose_head(candidates)
-        everybody = [node.candidate for node in self._nodes.values() if node.fetcher == node.candidate.name]
+        everybody = [node.candidate for node in self._nodes.values() if node.fetches]
         members = tuple(member_of(one, candidates) for one in everybody)
         for node in chosen:
             if cannot_dial(node.candidate, candidates):
@@ -389,7 +401,7 @@ class PullCarrier:
     def _late_ones(self) -> None:
         """Hosts that came when the chain had begun."""
         for node in self._nodes.values():
-            if node.prepared and node.open and not node.has_credentials and node.fetcher == node.candidate.name:
+            if node.prepared and node.open and not node.has_credentials and node.fetches:
                 self._give_credentials(node)
 
     def _judge_end(self) -> None:
@@ -402,6 +414,9 @@ class PullCarrier:
             self._fail_all(Problem(code="source-failed", message=state.stuck, remedy=remedy))
         elif state.finished:
             self._finished_since = self._finished_since or time.monotonic()
+            for node in self._unfinished():
+                if not node.fetcher:
+                    self._tell_done(node)
             if time.monotonic() - self._finished_since > CATCH_UP_SECONDS:
                 for node in self._unfinished():
                     lost = Problem(code="host-unreachable", message="it went away", remedy="repeat the command")
@@ -503,8 +518,9 @@ class PullCarrier:
     def _tell_done(self, node: _Node) -> None:
         node.told_done = True
         fetched = node.tally.fetched_bytes
-        if node.fetcher != node.candidate.name:
-            message = f"verified: the files are in the cache that it shares with {self._nodes[node.fetcher].host}"
+        if not node.fetches:
+            other = f" with {self._nodes[node.fetcher].host}" if node.fetcher else ""
+            message = f"verified: the files are in the cache that it shares{other}"
         elif fetched:
             message = f"verified: {gibibytes(self._pull.files.total_bytes)}, {gibibytes(fetched)} of it fetched"
         else:
@@ -542,7 +558,7 @@ class PullCarrier:
         return text
 
     def _fleet(self) -> FleetTally:
-        nodes = [node for node in self._nodes.values() if node.fetcher == node.candidate.name]
+        nodes = [node for node in self._nodes.values() if node.fetches]
         return FleetTally.of([node.tally for node in nodes], self._pull.files.total_bytes)
 
     def _tell_all(self) -> None:

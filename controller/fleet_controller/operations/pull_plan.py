@@ -48,6 +48,9 @@ async def plan_pull(context: FleetContext, request: PullRequest) -> PullPlan:
     asked = [*hosts, *([source_host] if source_host is not None and source_host not in hosts else [])]
     states = await asyncio.gather(*(_seen(context, host) for host in asked))
     seen = {host.name: state for host, state in zip(asked, states, strict=True)}
+    source_state = seen[source_host.name] if source_host is not None else None
+    if isinstance(source_state, Problem):
+        raise OperationError(source_state.code, source_state.message, source_state.remedy)
     if request.folder:
         wanted, source = await imported_files(context, request, hosts)
     else:
@@ -172,8 +175,7 @@ def _part(host: Host, state: Seen, files: PulledFiles, source: PullSource) -> Pu
     if host.name == source.host:
         if not source.folder and lacks_any:
             message = f"{host.name} does not have {files.repository} at {files.commit[:12]}"
-            problem = Problem(code="source-lacks-files", message=message, remedy="leave --from out, or name its folder")
-            return shown.model_copy(update={"part": PullPart.FAIL, "problem": problem})
+            raise OperationError("source-lacks-files", message, "leave --from out, or name its folder")
         return shown.model_copy(update={"part": PullPart.HEAD})
     if not lacks_any:
         return shown.model_copy(update={"part": PullPart.HAS})
