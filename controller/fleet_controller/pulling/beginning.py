@@ -74,7 +74,7 @@ def member_of(one: Candidate, all_of_them: Sequence[Candidate]) -> Member:
         subnet=subnet_of(one.address),
         link_bytes_per_second=one.link_bytes_per_second or one.seen_bytes_per_second,
         wifi=wifi,
-        dialable=is_dialable(one.name, all_of_them),
+        dialable=is_dialable(one.name, all_of_them) and not cannot_dial(one, all_of_them),
         slow=slow,
         cache=one.cache,
     )

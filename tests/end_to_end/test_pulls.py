@@ -1,0 +1,107 @@
+"""Pulls between hosts of their own networks, over SSH-only control: real addresses, real links, real mutual TLS."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from end_to_end.lab import HOSTS, Lab, kill, one
+
+from support.fleet_cli import eventually
+from support.namespaces import run
+
+pytestmark = [pytest.mark.namespaces, pytest.mark.llama_cpp, pytest.mark.slow]
+
+WEIGHTS_BYTES = 24_000_000
+
+
+def put_model(lab: Lab, name: str) -> str:
+    lab.hub.add(f"lab/{name}", "config.json", b"{}")
+    lab.hub.add(f"lab/{name}", "model.safetensors", os.urandom(WEIGHTS_BYTES))
+    lab.published.append(name)
+    return f"lab/{name}"
+
+
+def cache(lab: Lab, host: str, repository: str) -> Path:
+    return lab.fleet.hosts[host].home / ".cache/huggingface/hub" / f"models--{repository.replace('/', '--')}"
+
+
+def assert_everywhere(lab: Lab, repository: str, hosts: tuple[str, ...] = HOSTS) -> None:
+    commit = lab.hub.commit(repository)
+    for host in hosts:
+        for path in lab.hub.files(repository):
+            copy = cache(lab, host, repository) / "snapshots" / commit / path.name
+            assert copy.read_bytes() == path.read_bytes(), (host, path.name)
+
+
+@contextmanager
+def island(lab: Lab, host: str) -> Iterator[None]:
+    """The host reaches this machine, and no other host; nobody reaches it."""
+    namespace = lab.fleet.hosts[host].namespace
+    others = [other.address for name, other in lab.fleet.hosts.items() if name != host]
+    for address in others:
+        run("ip", "-n", namespace, "route", "add", "blackhole", f"{address}/32")
+    try:
+        yield
+    finally:
+        for address in others:
+            run("ip", "-n", namespace, "route", "delete", "blackhole", f"{address}/32")
+
+
+def ssh_children(lab: Lab) -> list[str]:
+    listed = run("pgrep", "-af", "^ssh ", check=False).splitlines()
+    return [line for line in listed if str(lab.fleet.ssh_config) in line and " -R " in line]
+
+
+def test_bytes_cross_the_uplink_once(lab: Lab) -> None:
+    repository = put_model(lab, "crossed")
+    document = lab.cli.ok("pull", "--repo", repository, "--hosts", "all", "--yes", "--json").document
+    assert [host["ok"] for host in document["hosts"]] == [True] * len(HOSTS)
+    assert_everywhere(lab, repository)
+    assert sum(end - start for start, end in lab.downloaded("crossed")) <= 1.01 * (WEIGHTS_BYTES + 2)
+    assert not any(lab.processes(host, "fleet_agent.relay") for host in HOSTS)
+
+
+def test_a_host_that_reaches_no_other_is_fed_through_ssh(lab: Lab) -> None:
+    repository = put_model(lab, "island")
+    with island(lab, "gpu2"):
+        ended = lab.cli.ok("pull", "--repo", repository, "--hosts", "all", "--yes")
+    assert "gpu2: pull: reaches no other host: fed through ssh" in ended.errors, str(ended)
+    assert_everywhere(lab, repository)
+    assert sum(end - start for start, end in lab.downloaded("island")) <= 1.01 * (WEIGHTS_BYTES + 2)
+    assert not ssh_children(lab)
+
+
+def test_a_folder_of_this_machine_is_handed_to_one_host(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(os.urandom(20))
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(WEIGHTS_BYTES // 4))
+    document = lab.cli.ok("import", str(tmp_path), "--repo", "own/handed", "--hosts", "all", "--yes", "--json").document
+    result = document["all"][0]["result"]
+    assert result["source_bytes"] == result["total_bytes"]
+    assert result["lab_bytes"] == 2 * result["total_bytes"]
+    commit = document["pulls"][0]["commit"]
+    for host in HOSTS:
+        copy = cache(lab, host, "own/handed") / "snapshots" / commit / "model.safetensors"
+        assert copy.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+        shutil.rmtree(cache(lab, host, "own/handed"))
+    assert not ssh_children(lab)
+
+
+def test_killed_runners_and_agents_cost_nothing(lab: Lab) -> None:
+    """The runner takes its relay with it; the agent starts another runner, which goes on along its last orders."""
+    repository = put_model(lab, "runner")
+    running = lab.cli.start("pull", "--repo", repository, "--hosts", "all", "--yes", "--rate", "4MB")
+
+    def has_begun() -> bool:
+        parts = list((cache(lab, "gpu2", repository) / "blobs").glob("*.incomplete"))
+        return any(part.stat().st_size > WEIGHTS_BYTES // 20 for part in parts)
+
+    eventually(has_begun, "gpu2 has a part")
+    kill(one(lab.runners("gpu2")))
+    kill(one(lab.agents("mac1")))
+    finished = running.finish()
+    assert finished.code == 0, str(finished)
+    assert_everywhere(lab, repository)
+    assert sum(end - start for start, end in lab.downloaded("runner")) <= 1.01 * (WEIGHTS_BYTES + 2)
