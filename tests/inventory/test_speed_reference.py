@@ -92,7 +92,11 @@ def test_the_two_drivers_of_one_table_are_told_apart_by_where_their_rows_begin()
     assert speeds["glm-4.7-flash", "UD-Q8_K_XL", "pp", "amdvlk"] == 543.44
     assert speeds["glm-4.7-flash", "UD-Q8_K_XL", "pp", "radv"] == 1092.07
     # The same one is faster everywhere, so the split is right, whichever of the two is called what.
-    pairs = [(speeds[(*key, "amdvlk")], speeds[(*key, "radv")]) for *key, driver in speeds if driver == "radv"]
+    pairs = [
+        (speeds[model, quantization, test, "amdvlk"], speeds[model, quantization, test, "radv"])
+        for model, quantization, test, driver in speeds
+        if driver == "radv"
+    ]
     prompts = [(slow, fast) for slow, fast in pairs if fast > 250]
     assert len(prompts) == 9
     assert all(slow < fast for slow, fast in prompts)

@@ -38,7 +38,7 @@ def verify(
 
 @app.command()
 def gc(
-    repositories: list[str] = typer.Argument(
+    repositories: list[str] = typer.Argument(  # noqa: B008 - how typer declares an argument
         None,
         metavar="[REPOSITORY]...",
         help="owner/name, also of what fleet did not bring; everything that fleet brought where none is given.",

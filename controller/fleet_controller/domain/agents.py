@@ -27,7 +27,7 @@ class HostIdentity(Frozen):
 
 
 class IdentityStatus(Frozen):
-    """`authority_sha256` is in hex, of the authority's PEM text; `problem` says why an enrolled host does not listen."""
+    """`authority_sha256` is in hex, of the authority's PEM text; `problem`: why an enrolled host does not listen."""
 
     enrolled: bool = False
     listening: bool = False

@@ -10,7 +10,7 @@ import pytest
 
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.problems import OperationError
-from fleet_controller.operations.resolving import _token
+from fleet_controller.operations.resolving import hub_token
 from fleet_controller.operations.secrets import Secret, identify, resolve, resolve_api_key
 
 VALUE = "sk-0123456789"
@@ -100,9 +100,9 @@ def test_a_token_goes_to_the_hub_that_it_is_for(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_TOKEN", "hf_users_own")
     monkeypatch.setenv("LAB", "hf_named_token")
     request = DeployRequest(repository="a/b")
-    assert _token(request, "", "") == "hf_users_own"
-    assert _token(request, "", "env:LAB") == "hf_named_token"
-    assert _token(request, "https://mirror.example.org", "") is None
-    assert _token(request, "https://mirror.example.org", "env:LAB") == "hf_named_token"
-    assert _token(request, "http://mirror.example.org", "env:LAB") is None
-    assert _token(DeployRequest(model="/models/a.gguf"), "", "env:NOT_THERE") is None
+    assert hub_token(request, "", "") == "hf_users_own"
+    assert hub_token(request, "", "env:LAB") == "hf_named_token"
+    assert hub_token(request, "https://mirror.example.org", "") is None
+    assert hub_token(request, "https://mirror.example.org", "env:LAB") == "hf_named_token"
+    assert hub_token(request, "http://mirror.example.org", "env:LAB") is None
+    assert hub_token(DeployRequest(model="/models/a.gguf"), "", "env:NOT_THERE") is None
