@@ -40,6 +40,7 @@ class Remains:
 
     token: str = ""
     process: ProcessIdentity | None = None
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,10 @@ def decode(document: Any) -> ServiceRecord:
         problem=None if problem is None else Problem(**problem),
         command=_identity(document.get("command")),
         successor=_successor(document.get("successor")),
-        leaving=tuple(Remains(str(one["token"]), _identity(one["process"])) for one in document.get("leaving", ())),
+        leaving=tuple(
+            Remains(str(one["token"]), _identity(one["process"]), int(one["port"]))
+            for one in document.get("leaving", ())
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from fleet_agent.process import (
 from fleet_agent.services.admission import Devices, listens
 from fleet_agent.services.causes import exit_problem, hopeless, recognise
 from fleet_agent.services.commands import CommandFailedError, end_command, run_command
+from fleet_agent.services.ending import end_remains
 from fleet_agent.services.journal import Remains, ServiceRecord, Successor
 from fleet_agent.services.launch import NOBODY, TOKEN_VARIABLE, Launch, find_by_marker, spawn_marked
 from fleet_agent.services.logs import ServiceLog
@@ -361,8 +362,7 @@ class ManagedService:
         self._change(None, leaving=tuple(stuck), persist=True)
 
     async def _outlives(self, remains: Remains) -> bool:
-        marker = f"{TOKEN_VARIABLE}={remains.token}" if remains.token else None
-        left = await terminate_tree(remains.process or NOBODY, DEFAULT_GRACE_SECONDS, marker)
+        left = await end_remains(remains, DEFAULT_GRACE_SECONDS)
         if left:
             pids = ", ".join(str(one.pid) for one in left)
             _logger.error("%s: not even SIGKILL ended pid %s of a former server", self.name, pids)

@@ -9,9 +9,11 @@ wrong before READY, the former goes on, and the service's status says why.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import math
+import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +29,9 @@ from fleet_agent.services.transitions import Condition
 from fleet_agent.tasks import end_task
 
 _PORT_OPTION = "--port"
-_TRIAL_PORT_TRIES = 20
+# Below those that kernels give to outgoing connections: none of them may take it before the server listens.
+_TRIAL_PORTS = range(20000, 32768)
+_TRIAL_PORT_TRIES = 50
 
 _logger = logging.getLogger(__name__)
 
@@ -65,12 +69,13 @@ def _names_port(text: str, port: str) -> bool:
 def free_port(bind_address: str, taken: frozenset[int]) -> int:
     """A port that nobody listens on now, and that no service of ours claims. Raises ProblemError."""
     family = socket.AF_INET6 if ":" in bind_address else socket.AF_INET
-    for _ in range(_TRIAL_PORT_TRIES):
+    for port in random.sample(_TRIAL_PORTS, _TRIAL_PORT_TRIES):
         try:
             with socket.socket(family, socket.SOCK_STREAM) as trial:
-                trial.bind((bind_address, 0))
-                port = int(trial.getsockname()[1])
+                trial.bind((bind_address, port))
         except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
             message = f"no port of {bind_address} to try the new server on: {error.strerror}"
             raise ProblemError(
                 "address-unusable", message, "use 127.0.0.1, or an address that this host has"
@@ -128,11 +133,11 @@ class Succession:
 
     def _record(self) -> ServiceRecord:
         former, tried = self.service.record, self.server.record
-        leaving = (*former.leaving, Remains(former.token, former.process))
+        leaving = (*former.leaving, Remains(former.token, former.process, former.spec.port))
         if self.moves:
             return replace(tried, spec=self.spec, leaving=leaving)
         # The trial ends first: its memory is needed, and the former serves meanwhile.
-        leaving = (Remains(tried.token, tried.process), *leaving)
+        leaving = (Remains(tried.token, tried.process, tried.spec.port), *leaving)
         return ServiceRecord(self.spec, DesiredState.RUNNING, Condition(ServiceState.STARTING), leaving=leaving)
 
     async def give_up(self, problem: Problem) -> None:

@@ -19,6 +19,8 @@ parser.add_argument("--loading-until", type=Path, help="answer 503 until this fi
 parser.add_argument("--hang-when", type=Path, help="close every connection without an answer while this file exists")
 parser.add_argument("--count-in", type=Path, help="add a line with our pid to this file at each start")
 parser.add_argument("--stubborn-child", type=Path, help="start a child that ignores SIGTERM; its pid goes to this file")
+parser.add_argument("--hang-on-term", action="store_true", help="SIGTERM closes the port, and nothing else")
+parser.add_argument("--finish-on-term", type=Path, help="SIGTERM closes the port; after 2 s of work this file is made")
 parser.add_argument("--silent", action="store_true", help="never listen, never compute")
 parser.add_argument("--flood-bytes", type=int, default=0, help="write so many bytes of numbered lines at the start")
 arguments = parser.parse_args()
@@ -62,4 +64,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
 print(f"listening since {time.time():.3f}", flush=True)
+
+
+def close_port(*_: object) -> None:
+    server.socket.close()
+    if arguments.hang_on_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pause()
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        pass
+    arguments.finish_on_term.touch()
+    os._exit(0)
+
+
+if arguments.hang_on_term or arguments.finish_on_term:
+    signal.signal(signal.SIGTERM, close_port)
 server.serve_forever()

@@ -14,6 +14,7 @@ import pytest
 from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.process import identity_of, is_alive, tree_members
+from fleet_agent.services import managed
 from fleet_agent.services.journal import Remains, ServiceJournal, ServiceRecord, Successor, decode, encode
 from fleet_agent.services.launch import NAME_VARIABLE, NOBODY, name_marker
 from fleet_agent.services.model import (
@@ -26,7 +27,7 @@ from fleet_agent.services.model import (
     ToolReference,
     ToolRun,
 )
-from fleet_agent.services.succession import on_port, reason_to_end_first
+from fleet_agent.services.succession import free_port, on_port, reason_to_end_first
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_agent.services.transitions import Condition
 from support.service_host import NoDevices, pid_of, ready_again, running, until
@@ -37,9 +38,7 @@ PROMISED = {"promised_memory_bytes": 1_000_000}
 
 @pytest.fixture
 def other_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port("127.0.0.1", frozenset())
 
 
 def answers(port: int) -> bool:
@@ -329,6 +328,29 @@ async def test_a_stop_that_was_cut_off_ends_both(
     async with running(layout) as supervisor:
         stopped = await until(supervisor, ServiceState.STOPPED)
         assert stopped.successor is None and servers(layout) == []
+
+
+async def test_a_former_that_only_waits_for_its_clients_is_not_waited_for(
+    layout: Layout, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managed, "DEFAULT_GRACE_SECONDS", 3600.0)
+    async with running(layout) as supervisor:
+        former = await first_ready(supervisor, make_spec("--hang-on-term", **PROMISED))
+        await supervisor.apply(make_spec("--say", "new", **PROMISED), keep_former=True)
+        ready = await until(supervisor, ready_again(former))
+        assert servers(layout) == [pid_of(ready)]
+
+
+async def test_a_former_that_still_works_may_finish(
+    layout: Layout, make_spec: MakeSpec, other_port: int, tmp_path: Path
+) -> None:
+    finished = tmp_path / "finished"
+    async with running(layout) as supervisor:
+        former = await first_ready(supervisor, make_spec("--finish-on-term", str(finished), **PROMISED))
+        await supervisor.apply(make_spec(port=other_port, **PROMISED), keep_former=True)
+        await until(supervisor, ready_again(former))
+        await until(supervisor, lambda _: identity_of(pid_of(former)) is None)
+        assert finished.exists()
 
 
 # --- what is pure ---

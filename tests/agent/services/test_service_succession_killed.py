@@ -15,6 +15,7 @@ from fleet_agent.process import is_alive, tree_members
 from fleet_agent.services.journal import ServiceJournal, ServiceRecord
 from fleet_agent.services.launch import NAME_VARIABLE, NOBODY, name_marker
 from fleet_agent.services.model import ServiceSpec, ServiceState
+from fleet_agent.services.succession import free_port
 from support.service_host import PATIENT, pid_of, running, until
 
 MakeSpec = Callable[..., ServiceSpec]
@@ -50,17 +51,18 @@ def replaced_until_killed(environment: dict[str, str], spec: ServiceSpec, number
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("where", ["same port", "other port"])
 async def test_whenever_the_agent_is_killed_one_server_serves_and_one_is_left(
-    layout: Layout, agent_environment: dict[str, str], make_spec: MakeSpec, where: str, moment: str, free_port: int
+    layout: Layout, agent_environment: dict[str, str], make_spec: MakeSpec, where: str, moment: str
 ) -> None:
     """Each round replaces the service of the round before; the rounds end with one that nobody killed."""
-    other_port = free_port + 1 if free_port < 65535 else free_port - 1
+    own_port = free_port("127.0.0.1", frozenset())
+    other_port = free_port("127.0.0.1", frozenset({own_port}))
     async with running(layout) as supervisor:
-        await supervisor.apply(make_spec("--say", "round 0", promised_memory_bytes=1))
+        await supervisor.apply(make_spec("--say", "round 0", port=own_port, promised_memory_bytes=1))
         await until(supervisor, ServiceState.READY)
     rounds = 0
     for rounds in range(1, MOST_WRITES):
         former = record_of(layout)
-        port = other_port if where == "other port" and former.spec.port == free_port else free_port
+        port = other_port if where == "other port" and former.spec.port == own_port else own_port
         spec = make_spec("--say", f"round {rounds}", port=port, promised_memory_bytes=1)
         killed = replaced_until_killed(agent_environment, spec, rounds, moment)
         left = record_of(layout)
