@@ -91,6 +91,8 @@ class _Part:
     async def run(self) -> dict[str, Any]:
         try:
             with self._steering.following() as reader:
+                # Questions of before were answered, or nobody waits for the answer any more.
+                self._take([order for order in reader.read() if order.get("order") != "probe"])
                 await self._tell_prepared()
                 taker = asyncio.create_task(self._take_orders(reader))
                 try:
@@ -138,22 +140,20 @@ class _Part:
     # -- orders -----------------------------------------------------------------------------------------------
 
     async def _take_orders(self, reader: OrderReader) -> None:
-        first = True
         while True:
-            fresh = reader.read()
-            for order in fresh:
-                kind = order.get("order")
-                if kind == "probe":
-                    if not first:  # an old one was answered, or nobody waits for it any more
-                        self._begin_probe(order)
-                else:
-                    self._orders.append(order)
-                if kind == "stop":
-                    self._stopped.set()
-            first = False
-            self._active_at = time.monotonic()
-            self._ordered.set()
+            self._take(reader.read())
             await reader.changed()
+
+    def _take(self, orders: list[dict[str, Any]]) -> None:
+        for order in orders:
+            if order.get("order") == "probe":
+                self._begin_probe(order)
+            else:
+                self._orders.append(order)
+            if order.get("order") == "stop":
+                self._stopped.set()
+        self._active_at = time.monotonic()
+        self._ordered.set()
 
     def _begin_probe(self, order: dict[str, Any]) -> None:
         task = asyncio.create_task(self._probe([peer for peer in order.get("peers", ()) if isinstance(peer, dict)]))
