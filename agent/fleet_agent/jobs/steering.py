@@ -102,8 +102,10 @@ class OrderReader:
 
     async def changed(self) -> None:
         """Returns once something may have come."""
-        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), self._poll_seconds)
+        if self._poll_seconds is None:
+            await self._rung.wait()
+        else:
+            await asyncio.sleep(self._poll_seconds)
         self._rung.clear()
 
     def read(self) -> list[dict[str, Any]]:

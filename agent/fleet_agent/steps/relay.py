@@ -210,14 +210,23 @@ class _Part:
 
     async def _until_credentials(self) -> bool:
         """False where the job is stopped before they come."""
-        while not self._steering.has_credentials:
-            if self._stopped.is_set():
-                return False
-            self._demand_company()
+        while True:
             self._ordered.clear()
-            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._ordered.wait(), LOOK_SECONDS)
-        return True
+            if self._steering.has_credentials or self._stopped.is_set():
+                return self._steering.has_credentials
+            self._demand_company()
+            await self._something_ordered()
+
+    async def _something_ordered(self) -> None:
+        """Returns once something was ordered since `_ordered` was cleared, or after a moment.
+
+        Unlike wait_for it never takes a cancel for an answer.
+        """
+        waiter = asyncio.ensure_future(self._ordered.wait())
+        try:
+            await asyncio.wait([waiter], timeout=LOOK_SECONDS)
+        finally:
+            waiter.cancel()
 
     async def _one_process(self) -> int:
         """The exit code; negative where a signal ended it."""
@@ -242,14 +251,13 @@ class _Part:
         sent = 0
         with contextlib.suppress(OSError):
             while True:
+                self._ordered.clear()
                 fresh = self._orders[sent:]
                 for order in latest(fresh, KEPT_ORDERS) if sent == 0 else fresh:
                     stdin.write(json.dumps(order, separators=(",", ":")).encode() + b"\n")
                 sent += len(fresh)
                 await stdin.drain()
-                self._ordered.clear()
-                with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                    await asyncio.wait_for(self._ordered.wait(), LOOK_SECONDS)
+                await self._something_ordered()
                 if self._is_forsaken() and STOP not in self._orders:
                     self._orders.append(STOP)
 
