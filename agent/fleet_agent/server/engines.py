@@ -51,7 +51,7 @@ class EngineCalls:
                 jobs.append((status.job_id, JobFolder(self._layout.jobs_dir / status.job_id).spec()))
             except (ValueError, TypeError, OSError, ProblemError):
                 continue  # a damaged or just removed job runs nothing
-        return find_uses([status.spec for status in self._services.list()], jobs)
+        return find_uses(self._services.specs(), jobs)
 
 
 def _install_to_wire(use: InstallUse) -> agent_pb2.InstallUse:

@@ -225,6 +225,11 @@ class ServiceSupervisor:
         known = [service.status() for service in self._services.values()]
         return tuple(sorted([*known, *self._damaged.statuses()], key=lambda status: status.spec.name))
 
+    def specs(self) -> tuple[ServiceSpec, ...]:
+        """What may be started here: of every service, and of the servers on their way to be one."""
+        waiting = (self._successions.spec_of(name) for name in self._services)
+        return (*(status.spec for status in self.list()), *(spec for spec in waiting if spec is not None))
+
     def watch(self, name: str) -> AsyncIterator[ServiceStatus]:
         """The present status, then each change, until the service is removed. Raises UnknownServiceError."""
         return self._find(name).watch()

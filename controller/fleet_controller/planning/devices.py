@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.facts import GpuFacts, GpuProcess, HostFacts
-from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus
+from fleet_controller.domain.services import DesiredState, ServiceState, ServiceStatus, Successor
 from fleet_controller.planning.fitting.correction import Corrections
 from fleet_controller.planning.problem import PlanProblem
 
@@ -120,16 +120,23 @@ def _pool(
         return _vram(facts, gpus, others, replaced)
     if facts.apple is not None:
         return _unified(facts, others, replaced)
-    returned = _returned(replaced, replaced.resident_bytes) if replaced else 0
+    returned = _returned(replaced, on_device=False) if replaced else 0
     free = _both_ledgers(facts.memory.available_bytes, returned, facts.memory.total_bytes, _promised(others))
     return MemoryPool(kind=RAM, free_bytes=free, total_bytes=facts.memory.total_bytes)
 
 
-def _returned(replaced: ServiceStatus, held_bytes: int | None) -> int:
-    """What its end gives back. Where a server is shared, the model is held by processes that are not the service's."""
+def _returned(replaced: ServiceStatus, *, on_device: bool) -> int:
+    """What its end gives back, and that of a successor on its way: the new one takes its place, or is that very one.
+
+    Where a server is shared, the model is held by processes that are not the service's.
+    """
     if replaced.spec.shared_port_path:
         return replaced.spec.promised_memory_bytes if replaced.state is ServiceState.READY else 0
-    return held_bytes or 0
+    holders: list[ServiceStatus | Successor] = [replaced]
+    if replaced.successor is not None:
+        holders.append(replaced.successor)
+    held = [one.gpu_memory_bytes if on_device else one.resident_bytes for one in holders]
+    return sum(amount or 0 for amount in held)
 
 
 def _vram(
@@ -138,7 +145,7 @@ def _vram(
     indices = {gpu.index for gpu in gpus}
     neighbours = tuple(status for status in others if indices & set(status.spec.gpu_indices))
     total = _sum(gpu.memory_total_bytes for gpu in gpus)
-    returned = _returned(replaced, replaced.gpu_memory_bytes) if replaced else 0
+    returned = _returned(replaced, on_device=True) if replaced else 0
     free = _both_ledgers(_sum(gpu.memory_free_bytes for gpu in gpus), returned, total, _promised(neighbours))
     spill = facts.memory.available_bytes or 0
     known = [(gpu.memory_free_bytes, gpu.memory_total_bytes) for gpu in gpus]
@@ -157,7 +164,7 @@ def _vram(
 def _unified(facts: HostFacts, others: tuple[ServiceStatus, ...], replaced: ServiceStatus | None) -> MemoryPool:
     """Metal may use its working set, and no more than what macOS has available; the rest is the CPU's."""
     working_set = facts.apple.metal_working_set_bytes if facts.apple else None
-    returned = _returned(replaced, replaced.resident_bytes) if replaced else 0
+    returned = _returned(replaced, on_device=False) if replaced else 0
     promised_left = None if working_set is None else max(working_set - _promised(others), 0)
     available = None if facts.memory.available_bytes is None else facts.memory.available_bytes + returned
     known = [value for value in (promised_left, available) if value is not None]

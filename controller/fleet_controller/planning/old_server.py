@@ -9,6 +9,7 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.services import ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.planning.devices import memory_pool
+from fleet_controller.planning.service import same_service
 
 KEPT = "the old server goes on until the new one is ready"
 
@@ -19,6 +20,9 @@ def what_becomes_of(
     """For people; empty where no server runs. `services` are all of the host, `running` among them."""
     if running.state in (ServiceState.STOPPED, ServiceState.FAILED, ServiceState.BACKING_OFF):
         return ""
+    successor = running.successor
+    if successor is not None and successor.state is not ServiceState.FAILED and same_service(successor.spec, new):
+        return f"{KEPT}, which is on its way already"
     reason = _reason_to_end_first(running, new) or _shortage(new, facts, services)
     if reason:
         return f"the old server ends first: {reason}"

@@ -85,6 +85,7 @@ async def test_a_successor_on_another_port_is_started_beside_and_takes_the_name(
         assert (seen.successor.state, seen.successor.port) == (ServiceState.STARTING, other_port)
         assert answers(former.spec.port) and seen.process == former.process
         assert seen.successor.process in supervisor.active_identities()
+        assert supervisor.specs() == (former.spec, spec)  # the installs of both are in use
         loaded.touch()
         ready = await until(supervisor, ready_again(former))
         assert ready.process == seen.successor.process and ready.spec == spec and ready.successor is None

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from fleet_controller.domain.facts import HostFacts
-from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus, ToolRun
+from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus, Successor, ToolRun
 from fleet_controller.domain.steps import ToolRef
+from fleet_controller.planning.devices import memory_pool
 from fleet_controller.planning.old_server import what_becomes_of
 
 DATA = Path(__file__).parent / "data"
@@ -65,6 +66,15 @@ def test_why_it_ends_first(new: ServiceSpec, free_bytes: int | None, why: str) -
 @pytest.mark.parametrize("state", [ServiceState.STOPPED, ServiceState.FAILED, ServiceState.BACKING_OFF])
 def test_where_no_server_runs_nothing_is_said(state: ServiceState) -> None:
     assert said(status(state), spec(8081)) == ""
+
+
+def test_a_successor_that_is_on_its_way_is_joined() -> None:
+    successor = Successor(spec=spec(8081, 19 * GB), state=ServiceState.STARTING, gpu_memory_bytes=15 * GB)
+    running = status().model_copy(update={"successor": successor, "gpu_memory_bytes": 4 * GB})
+    assert said(running, spec(8081, 19 * GB), free_bytes=1 * GB).endswith("which is on its way already")
+    assert memory_pool(host(1 * GB), host(1 * GB).gpus, (running,), running).free_bytes == 20 * GB
+    given_up = running.model_copy(update={"successor": successor.model_copy(update={"state": ServiceState.FAILED})})
+    assert "needs" in said(given_up, spec(8081, 19 * GB), free_bytes=1 * GB)
 
 
 def test_one_that_is_not_ready_is_not_waited_for() -> None:
