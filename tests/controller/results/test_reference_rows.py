@@ -44,7 +44,7 @@ def test_what_was_measured_elsewhere_says_where_and_on_what() -> None:
     rows, _ = load_reference(others)
     assert {row.source for row in rows} == {Source.REFERENCE}
     assert all(row.provenance and row.driver_version and row.artifact_sha256 for row in rows)
-    assert {row.model for row in rows} == {"qwen3.5-9b", "qwen3.5-35b-a3b", "glm-4.7-flash"}
+    assert {row.model for row in rows} == {"qwen3.5-9b", "qwen3.5-35b-a3b", "glm-4.7-flash", "qwen3-8b"}
 
 
 def test_mlx_trials_are_samples_of_one_row() -> None:
