@@ -27,7 +27,9 @@ class PullDisplay(ProgressDisplay):
         grid = Table.grid(padding=(0, 2))
         fleet = self._latest.get(ALL)
         if fleet is not None:
-            grid.add_row(Text(ALL, style="bold"), Text(f"{bar(fleet)} {describe(fleet)}", no_wrap=True))
+            grid.add_row(
+                Text(ALL, style="bold"), Text(f"{bar(fleet)} {fleet.message}", overflow="ellipsis", no_wrap=True)
+            )
         for host in sorted(self._latest):
             if host == ALL:
                 continue
@@ -40,7 +42,8 @@ class PullDisplay(ProgressDisplay):
 
 
 def bar(event: "HostEvent") -> str:
-    """As "━━━━━━━━━━          ": how much of everything is verified on its host."""
+    """As "━━━━━━━━━━           33 %": how much of everything is verified on its host."""
     total = event.total_units
-    filled = BAR_CELLS if event.done else min(BAR_CELLS, BAR_CELLS * event.done_units // total) if total else 0
-    return "━" * filled + " " * (BAR_CELLS - filled)
+    share = 1.0 if event.done else min(1.0, event.done_units / total) if total else 0.0
+    filled = int(BAR_CELLS * share)
+    return "━" * filled + " " * (BAR_CELLS - filled) + f" {100 * share:3.0f} %"

@@ -59,12 +59,12 @@ async def _verify(context: FleetContext, host: Host, repository: str, commit: st
     try:
         async for event in run_job(context, host, job, results):
             yield event
-        yield _verdict(host.name, results[-1])
+        yield _verdict(host.name, results[-1], repository)
     except Exception as error:
         yield HostEvent(host=host.name, stage="verify", done=True, problem=problem_of(error))
 
 
-def _verdict(host: str, result: Mapping[str, Any]) -> HostEvent:
+def _verdict(host: str, result: Mapping[str, Any], repository: str) -> HostEvent:
     problem = None
     if result["damaged"]:
         first = result["damaged"][0]
@@ -76,6 +76,8 @@ def _verdict(host: str, result: Mapping[str, Any]) -> HostEvent:
         )
     unnamed = f", {result['unnamed']} without a hash in their name" if result["unnamed"] else ""
     message = f"{result['files']} files, {gibibytes(int(result['bytes']))}: all are what their names say{unnamed}"
+    if not result["files"]:
+        message = f"holds nothing of {repository}" if repository else "holds no model files"
     return HostEvent(
         host=host, stage="verify", message=message, done=True, problem=problem, result_json=json.dumps(dict(result))
     )

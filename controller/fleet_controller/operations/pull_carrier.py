@@ -32,6 +32,8 @@ from fleet_controller.pulling.store import PullStore
 from fleet_controller.pulling.tally import FleetTally, HostTally
 from fleet_inventory.hosts import Host
 
+# An empty endpoint would be the host's own HF_ENDPOINT again.
+USUAL_HUB = "https://huggingface.co"
 TICK_SECONDS = 0.25
 # How long the chain's beginning waits for hosts that are slow to answer; who comes later hangs on the tail.
 PREPARE_SECONDS = 30.0
@@ -385,11 +387,11 @@ class PullCarrier:
         """The host's own mirror where that one has the files, else the best one that is known."""
         own = node.link.host.environment.get("HF_ENDPOINT", "").rstrip("/")
         endpoints = self._pull.source.endpoints[self._endpoint :]
-        return own if own and own in endpoints else endpoints[0]
+        return own if own and own in endpoints else endpoints[0] or USUAL_HUB
 
     def _fallback(self) -> HubSource | None:
         endpoints = self._pull.source.endpoints[self._endpoint :]
-        return HubSource(endpoint=endpoints[0]) if endpoints else None
+        return HubSource(endpoint=endpoints[0] or USUAL_HUB) if endpoints else None
 
     # -- going on ---------------------------------------------------------------------------------------------
 
@@ -437,9 +439,7 @@ class PullCarrier:
             "fallback": self._fallback(),
             "failed_sources": {},
         }
-        reason = (
-            f"no host gets on with that hub; trying {self._pull.source.endpoints[self._endpoint] or 'the usual one'}"
-        )
+        reason = f"no host gets on with that hub; trying {self._pull.source.endpoints[self._endpoint] or USUAL_HUB}"
         update |= {"sequence": state.sequence + 1, "reasons": (*state.reasons, reason)}
         self._conductor.state = state.model_copy(update=update)
         self._carry(self._conductor.again())
