@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fleet_controller.choosing.decision import decide
 from fleet_controller.choosing.options import Goal, Option, predicted_figure
 from fleet_controller.choosing.speed import SpeedModel
-from fleet_controller.choosing.ties import ties_of
+from fleet_controller.choosing.ties import Cells, ties_of
 from fleet_controller.choosing.work import Cell, MeasuredSpeed, Phase
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.planning.candidates import ON_REQUEST, PREFERENCE
@@ -77,11 +77,11 @@ def comparable(rows: Iterable[MeasuredSpeed]) -> list[list[MeasuredSpeed]]:
 def choose(group: Sequence[MeasuredSpeed], model: SpeedModel) -> Choice | None:
     """What `decide` takes of these; None where there is nothing to choose between."""
     measured: dict[str, list[float]] = defaultdict(list)
-    options, cells = dict[str, Option](), dict[str, Cell]()
+    options, cells = dict[str, Option](), dict[str, Cells]()
     goal = _GOALS[group[0].cell.phase]
     for row in group:
         option = _option(row.cell, model)
-        options[option.name], cells[option.name] = option, row.cell
+        options[option.name], cells[option.name] = option, {row.cell.phase: row.cell}
         measured[option.name].append(row.tokens_per_second)
     if len(options) < 2:
         return None

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from fleet_controller.choosing.bars import bars_overlap, weaker_level
 from fleet_controller.choosing.decision import Decision, Ranked
 from fleet_controller.choosing.known import SpeedSource
-from fleet_controller.choosing.options import Certainty, Goal, amount, digits_of
-from fleet_controller.choosing.work import Cell
+from fleet_controller.choosing.options import Goal, amount, digits_of
+from fleet_controller.choosing.ties import Cells, faster_by, is_predicted
 from fleet_controller.domain.plan import FitVerdict
 
 
 def compare_models(
-    decisions: Mapping[str, Decision], goal: Goal, cells: Mapping[str, Cell], speed: SpeedSource
+    decisions: Mapping[str, Decision], goal: Goal, cells: Mapping[str, Cells], speed: SpeedSource
 ) -> list[str]:
     """One sentence for each model behind the fastest; none where fewer than two are known.
 
@@ -40,13 +40,14 @@ def compare_models(
 
 
 def _is_tie(
-    first: Ranked, other: Ranked, goal: Goal, cell: Cell | None, other_cell: Cell | None, speed: SpeedSource
+    first: Ranked, other: Ranked, goal: Goal, cells: Cells | None, others: Cells | None, speed: SpeedSource
 ) -> bool:
     """Two predictions for one machine as a ratio, since they are off by much the same; all else by error bars."""
-    predicted = first.standing.certainty is other.standing.certainty is Certainty.PREDICTED
-    if not predicted or cell is None or other_cell is None:
+    predicted = is_predicted(first.option, goal) and is_predicted(other.option, goal)
+    ratio = faster_by(speed(), cells, others, goal) if predicted and cells and others else None
+    if ratio is None:
         return bars_overlap(first.option, other.option, goal)
-    low, high = speed().faster_by(cell, other_cell)
+    low, high = ratio
     return low <= 1 <= high
 
 

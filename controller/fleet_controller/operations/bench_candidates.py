@@ -9,8 +9,7 @@ from fleet_controller.benchmarking.estimate import INSTALL_SECONDS
 from fleet_controller.choosing.decision import Decision, decide
 from fleet_controller.choosing.elimination import Candidate, Eliminated, Run, Stop, could_win, eliminated, next_run
 from fleet_controller.choosing.options import Certainty, Goal, Option
-from fleet_controller.choosing.ties import ties_of
-from fleet_controller.choosing.work import Cell, Phase
+from fleet_controller.choosing.ties import Cells, faster_by, is_predicted, ties_of
 from fleet_controller.domain.benches import BenchRequest, CellAction
 from fleet_controller.operations.bench_cell import builds
 from fleet_controller.operations.bench_figures import known_of, speed_cells
@@ -22,7 +21,6 @@ from fleet_inventory.catalog import load_catalog
 MOST_RUNS = 3
 # One request's decode, its prefill, both, or the energy: what a bench of one cell tells.
 GOALS = (Goal.DECODE, Goal.PREFILL, Goal.LATENCY, Goal.ENERGY)
-_PHASE_OF_GOAL = {Goal.DECODE: Phase.DECODE, Goal.PREFILL: Phase.PREFILL}
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,10 @@ def contest(
         for name, known in found.items()
         if name not in held
     }
-    phase = _PHASE_OF_GOAL.get(goal)
-    predicted = {
-        name: cell
+    predicted: dict[str, Cells] = {
+        name: made_of
         for name, planned in named.items()
-        for kind, cell in speed_cells(planned, knowledge)
-        if kind is phase and options[name].name == name
+        if options[name].name == name and (made_of := dict(speed_cells(planned, knowledge)))
     }
     tie = ties_of(knowledge.speed, predicted, goal)
     faster = frozenset(_pairs(options, predicted, goal, knowledge))
@@ -138,13 +134,16 @@ def saved_seconds(needless: Sequence[PlannedCell], ran: Sequence[PlannedCell]) -
 
 
 def _pairs(
-    options: Mapping[str, Option], cells: Mapping[str, Cell], goal: Goal, knowledge: Knowledge
+    options: Mapping[str, Option], cells: Mapping[str, Cells], goal: Goal, knowledge: Knowledge
 ) -> Iterable[tuple[str, str]]:
     """Of two predictions for one machine the ratio is surer than either."""
-    guessed = [name for name in cells if (s := options[name].standing(goal)) and s.certainty is Certainty.PREDICTED]
+    guessed = [name for name in cells if is_predicted(options[name], goal)]
     for one in guessed:
         for other in guessed:
-            if one != other and knowledge.speed().faster_by(cells[one], cells[other])[0] > 1:
+            if one == other:
+                continue
+            ratio = faster_by(knowledge.speed(), cells[one], cells[other], goal)
+            if ratio is not None and ratio[0] > 1:
                 yield one, other
 
 

@@ -11,7 +11,7 @@ from fleet_controller.choosing.explain import explain, summary
 from fleet_controller.choosing.models import compare_models
 from fleet_controller.choosing.options import Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
-from fleet_controller.choosing.work import Cell
+from fleet_controller.choosing.ties import Cells
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
@@ -86,17 +86,17 @@ def choice_of(
     indices = tuple(gpu.index for gpu in gpus)
     choices: list[ModelChoice] = []
     decisions: dict[str, Decision] = {}
-    cells: dict[str, Cell] = {}
+    cells: dict[str, Cells] = {}
     for request, resolved in models:
         if isinstance(resolved, Exception):
             choices.append(ModelChoice(model=request.model or request.repository, problem=problem_of(resolved)))
             continue
-        choice, cell = _model_choice(host, state, request, resolved, knowledge, question)
+        choice, made_of = _model_choice(host, state, request, resolved, knowledge, question)
         choices.append(choice)
         if choice.decision is not None:
             decisions[resolved.name] = choice.decision
-        if cell is not None:
-            cells[resolved.name] = cell
+        if made_of is not None:
+            cells[resolved.name] = made_of
     return HostChoice(
         host=host.name,
         chip=chip_of(state.facts, indices),
@@ -114,7 +114,7 @@ def _model_choice(
     resolved: ResolvedModel,
     knowledge: Knowledge,
     question: Question,
-) -> tuple[ModelChoice, Cell | None]:
+) -> tuple[ModelChoice, Cells | None]:
     """With what a prediction of the chosen option is made of."""
     running = next(
         (one for one in state.services if one.spec.name == resolved.name and one.desired is DesiredState.RUNNING), None

@@ -21,7 +21,7 @@ from fleet_controller.choosing.known import (
 from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option, Quality
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.speculation import method_of, verdict_of
-from fleet_controller.choosing.ties import ties_of
+from fleet_controller.choosing.ties import Cells, ties_of
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import FitVerdict
@@ -31,7 +31,6 @@ from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts
 from fleet_controller.planning.considering import Candidate
 from fleet_controller.results.columns import Metric
 
-_PHASE_OF_GOAL = {Goal.DECODE: Phase.DECODE, Goal.PREFILL: Phase.PREFILL}
 _TOKENS = {Phase.DECODE: GENERATED_TOKENS, Phase.PREFILL: REQUEST_PROMPT_TOKENS}
 
 
@@ -70,8 +69,8 @@ def decision_with_cells(
     candidates: Sequence[Candidate],
     knowledge: Knowledge,
     question: Question,
-) -> tuple[Decision, dict[str, Cell]]:
-    """As decision_for, with what predictions of the goal's phase are made of, by the options' names."""
+) -> tuple[Decision, dict[str, Cells]]:
+    """As decision_for, with what predictions are made of, by the options' names."""
     model = knowledge.facts_of(resolved)
     options: list[Option] = []
     wanted: dict[str, Wanted] = {}
@@ -79,8 +78,7 @@ def decision_with_cells(
         asked = _wanted(host, facts, resolved, candidate, model, question.depth)
         wanted[option.name] = asked
         options.append(with_figures(option, candidate, asked, model, knowledge, question))
-    phase = _PHASE_OF_GOAL.get(question.goal)
-    cells = {name: cell for name, asked in wanted.items() for kind, cell in asked.cells if kind is phase}
+    cells: dict[str, Cells] = {name: dict(asked.cells) for name, asked in wanted.items() if asked.cells}
     tie = ties_of(knowledge.speed, cells, question.goal)
     return decide(options, question.goal, question.quality_floor, tie), cells
 

@@ -238,7 +238,8 @@ def test_predictions_of_one_machine_are_compared_as_a_ratio() -> None:
         option(name.removeprefix("llama.cpp "), predicted_figure(model.predict(one)), bits)
         for (name, one), bits in zip(cells.items(), (8.5, 4.8), strict=True)
     ]
-    decision = decide(options, tie=ties_of(lambda: model, cells, Goal.DECODE))
+    made_of = {name: {Phase.DECODE: one} for name, one in cells.items()}
+    decision = decide(options, tie=ties_of(lambda: model, made_of, Goal.DECODE))
     assert order(decision) == ["Q4_K_M", "Q8_0"]
     assert not decision.ranked[1].ties_with_first
 
