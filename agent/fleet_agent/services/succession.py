@@ -142,7 +142,8 @@ class Succession:
 
     async def give_up(self, problem: Problem) -> None:
         """Ends it; the former's status says why from now on."""
-        problem = replace(problem, message=f"given up at {datetime.now().astimezone():%H:%M %Z}: {problem.message}")
+        at = f"{datetime.now().astimezone():%H:%M %Z}"
+        problem = replace(problem, message=f"{problem.message} (given up at {at})")
         await self._halt()
         condition = replace(self.server.record.condition, state=ServiceState.FAILED)
         failed = replace(self.server.record, condition=condition, problem=problem)

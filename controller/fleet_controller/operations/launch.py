@@ -77,8 +77,8 @@ def _given_up(successor: Successor) -> LaunchFailed:
     name, problem = successor.spec.name, successor.problem
     remedy = f"fleet logs {name} shows what it printed"
     if problem is None:
-        return LaunchFailed("start-failed", f"{name} ended before it was ready; the old server goes on", remedy)
-    message = f"{problem.message}; the old server goes on"
+        return LaunchFailed("start-failed", f"{name}'s new server ended before it was ready", remedy)
+    message = f"{name}'s new server: {problem.message}"
     return LaunchFailed(problem.code, message, problem.remedy or remedy, tail=problem.tail)
 
 

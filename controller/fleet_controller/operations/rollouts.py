@@ -21,7 +21,7 @@ from fleet_controller.operations.deploy import TO_RUN, deploy_host, prepare_ahea
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, load_plan, plan_deploy
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.pull_deploy import pull_shared_files
-from fleet_controller.operations.restoring import before_of, gate_of, restore
+from fleet_controller.operations.restoring import before_of, gate_of, goes_on, restore
 from fleet_controller.rolling.next_step import interrupted, next_step
 from fleet_controller.rolling.store import RolloutStore
 from fleet_controller.rolling.waves import WaveError, default_canaries, waves_of
@@ -313,16 +313,21 @@ class _Carrier:
         yield last
 
     async def _go_back(self, name: str, before: Before, problem: Problem) -> AsyncGenerator[HostEvent]:
-        """What ran before runs again: a failed change is no outage. The last event has the problem and what became."""
+        """What ran before runs again: a failed change is no outage. The last event has the problem and what became.
+
+        What never ended is left alone, with what the host tells of its successor.
+        """
         host = self.context.inventory().hosts[name]
         try:
+            if await goes_on(self.context, host, self.rollout.service, before):
+                yield HostEvent(host=name, stage="back", done=True, problem=_told(problem, "what ran before goes on"))
+                return
             async for event in restore(self.context, host, self.rollout.service, before):
                 yield event
             note = "what ran before runs again"
         except Exception as error:
             note = f"going back failed, too: {problem_of(error).message}"
-        told = problem.model_copy(update={"message": f"{problem.message}; {note}"})
-        yield HostEvent(host=name, stage="back", done=True, problem=told)
+        yield HostEvent(host=name, stage="back", done=True, problem=_told(problem, note))
 
     async def _planned_now(self, name: str) -> PlannedHost:
         """For a host that was away when the plan was made."""
@@ -354,6 +359,10 @@ class _Carrier:
         self.store.set_host(self.rollout.number, changed)
         hosts = tuple(changed if host.host == changed.host else host for host in self.rollout.hosts)
         self.rollout = self.rollout.model_copy(update={"hosts": hosts})
+
+
+def _told(problem: Problem, note: str) -> Problem:
+    return problem.model_copy(update={"message": f"{problem.message}; {note}"})
 
 
 def _ended(event: HostEvent) -> dict[str, object]:

@@ -142,9 +142,14 @@ def test_one_that_does_not_start_costs_no_answer(
         ended = fleet.document(*broken, code=1)["hosts"][0]
         shown = fleet.run("ps", "desk", "--quick")
     assert client.failures == 0, client.outcomes
-    assert "it ended with exit code 3; the old server goes on" in ended["problem"]["message"]
+    assert "it ended with exit code 3" in ended["problem"]["message"]
+    assert ended["problem"]["message"].endswith("what ran before goes on")
     assert ended["problem"]["tail"] == ["no luck"]
     after = service(fleet)
     assert (after["process"], after["spec"], after["state"]) == (before["process"], before["spec"], "ready")
-    # What a rollout brings back is what runs: its apply takes the failed successor off the list.
-    assert "successor" not in shown.stdout
+    row = next(line for line in shown.stdout.splitlines() if "its successor" in line)
+    assert row.split()[3] == "failed"
+    assert f"{MODEL}'s successor: it ended with exit code 3 (given up at" in shown.stderr
+    assert "no luck" in fleet.run("logs", MODEL).stdout
+    assert fleet.document("rollout", "undo", "--yes")["hosts"][0]["ok"]
+    assert "its successor" not in fleet.run("ps", "desk", "--quick").stdout

@@ -114,7 +114,7 @@ def test_a_failed_canary_stops_it_and_keeps_its_old_server(fleet: FleetWorld, de
         program.chmod(0o755)
     bad = [str(broken) if word == str(deploy[-1]) else word for word in deploy]
     ended = {host["host"]: host for host in fleet.document(*bad, *on("a", "b"), "--context", "512", code=1)["hosts"]}
-    assert "what ran before runs again" in ended["a"]["problem"]["message"]
+    assert "what ran before goes on" in ended["a"]["problem"]["message"]
     assert "canary a failed" in ended["b"]["problem"]["message"]
     assert contexts(fleet) == {"a": 512, "b": 512}
     found = newest(fleet)
