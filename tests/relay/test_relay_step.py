@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from fleet_agent.problem import ProblemError
 from fleet_agent.steps.cache_marker import cache_marker
 from fleet_agent.steps.network_link import NetworkLink, default_interface, network_link, wifi_devices
 from fleet_agent.steps.relay import check, free_port
-from support.agent_jobs import Agent, kill, result_of, state_of
+from support.agent_jobs import Agent, kill, make_layout, result_of, running_agent, state_of
+from support.stand_in_hub import StandInHub
 
 NODE = "a.abc.pulls.fleet.internal"
 FILE = ArtifactFile("model.safetensors", 3, sha256="a" * 64)
@@ -98,6 +100,12 @@ def document(event: JobEvent) -> dict[str, Any]:
 
 
 @pytest.fixture
+async def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Agent]:
+    async with running_agent(make_layout(tmp_path, monkeypatch)) as one:
+        yield one
+
+
+@pytest.fixture
 def pull(agent: Agent, tmp_path: Path) -> Pull:
     return Pull(agent, tmp_path)
 
@@ -124,6 +132,19 @@ async def test_files_come_in_place_and_certificates_go(pull: Pull) -> None:
     assert not credentials.exists()
     with pytest.raises(ProblemError, match="has ended"):
         pull.order({"order": "stop"})
+
+
+async def test_a_mirror_with_commits_of_its_own_is_asked_by_its_branch(pull: Pull) -> None:
+    with StandInHub(pull.source.parent / "hub") as hub:
+        for file in pull.files:
+            hub.add("lab/model", file.path, (pull.source / file.path).read_bytes())
+        await pull.submit()
+        pull.give_credentials()
+        pull.order({"order": "route", "sequence": 1, "hub": {"endpoint": hub.url, "revision": "main"}})
+        await pull.told("complete")
+        asked = [request for request in hub.requests if "/resolve/" in request]
+        assert asked
+        assert all("/resolve/main/" in request for request in asked)
 
 
 async def test_a_killed_relay_is_started_again_and_told_its_last_route(pull: Pull) -> None:

@@ -58,10 +58,14 @@ class Peer:
 
 @dataclass(frozen=True)
 class HubSource:
-    """The hub or a mirror of it. endpoint: empty for HF_ENDPOINT or the hub; token_file as in a hub download."""
+    """The hub or a mirror of it. endpoint: empty for HF_ENDPOINT or the hub; token_file as in a hub download.
+
+    revision: what the files are asked for by where that is not the manifest's commit (a mirror with its own commits).
+    """
 
     endpoint: str = ""
     token_file: str = ""
+    revision: str = ""
 
 
 @dataclass(frozen=True)

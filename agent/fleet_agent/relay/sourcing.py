@@ -117,7 +117,7 @@ class SourceReader:
         endpoint = (hub.endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         token = read_token(hub.token_file, os.environ, Path(self._spec.hf_home))
         path = urllib.parse.quote(file.entry.path)
-        url = f"{endpoint}/{manifest.repository}/resolve/{manifest.commit}/{path}"
+        url = f"{endpoint}/{manifest.repository}/resolve/{hub.revision or manifest.commit}/{path}"
         source = HttpSource(url, f"Bearer {token}" if token else "")
         download(source, file.entry, file.blob, watch, taken_up)
 

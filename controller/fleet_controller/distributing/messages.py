@@ -16,6 +16,7 @@ class Peer(Frozen):
 class HubSource(Frozen):
     endpoint: str = ""
     token_file: str = ""
+    revision: str = ""
 
 
 class FolderSource(Frozen):

@@ -14,6 +14,7 @@ from fleet_controller.domain.steps import ArtifactFile
 from fleet_controller.hub.errors import NoFilesError
 from fleet_controller.hub.gguf_files import is_projector
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
+from fleet_controller.hub.mirrors import data_endpoint, data_revision
 from fleet_controller.hub.names import quantization_of_file
 from fleet_controller.hub.resolve import resolve_with
 from fleet_inventory.catalog import Catalog
@@ -81,8 +82,9 @@ def first_with_data(
     largest = max(artifact.files, key=lambda file: file.size_bytes)
     reasons: dict[str, str] = {}
     for endpoint in endpoints:
-        base = endpoint or DEFAULT_ENDPOINT
-        url = f"{base}/{artifact.repository}/resolve/{artifact.commit}/{quote(largest.path)}"
+        base = data_endpoint(endpoint or DEFAULT_ENDPOINT)
+        revision = data_revision(base) or artifact.commit
+        url = f"{base}/{artifact.repository}/resolve/{revision}/{quote(largest.path)}"
         request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})
         if token and endpoint == artifact.endpoint:
             request.add_unredirected_header("Authorization", f"Bearer {token}")

@@ -21,6 +21,7 @@ from fleet_controller.domain.jobs import JobState
 from fleet_controller.domain.pulls import PlannedPull, PullState
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, RelayStep, Step
+from fleet_controller.hub.mirrors import data_endpoint, data_revision
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.pull_feeds import PullFeeds
 from fleet_controller.operations.pull_link import Credentials, Heard, PullLink
@@ -380,7 +381,7 @@ class PullCarrier:
             if source.folder and node.host == source.host:
                 found[name] = FolderSource(path=source.folder)
             elif source.endpoints:
-                found[name] = HubSource(endpoint=self._endpoint_for(node), token_file=node.link.token_file)
+                found[name] = _hub_source(self._endpoint_for(node), node.link.token_file)
         return found
 
     def _endpoint_for(self, node: _Node) -> str:
@@ -391,7 +392,7 @@ class PullCarrier:
 
     def _fallback(self) -> HubSource | None:
         endpoints = self._pull.source.endpoints[self._endpoint :]
-        return HubSource(endpoint=endpoints[0] or USUAL_HUB) if endpoints else None
+        return _hub_source(endpoints[0] or USUAL_HUB) if endpoints else None
 
     # -- going on ---------------------------------------------------------------------------------------------
 
@@ -595,6 +596,10 @@ class PullCarrier:
         self._out.append(
             HostEvent(host="all", stage="pull", message=message, done=True, result_json=json.dumps(result))
         )
+
+
+def _hub_source(endpoint: str, token_file: str = "") -> HubSource:
+    return HubSource(endpoint=data_endpoint(endpoint), token_file=token_file, revision=data_revision(endpoint))
 
 
 def labels_of(hosts: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.pulls import PulledFiles, PullRequest
 from fleet_controller.domain.resolved import ModelArtifact
 from fleet_controller.domain.steps import HubDownloadStep
+from fleet_controller.hub.mirrors import is_modelscope
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import plan_deploy
 from fleet_controller.operations.problems import OperationError
@@ -60,7 +62,8 @@ async def wanted_files(context: FleetContext, request: PullRequest, hosts: Seque
         )
     )  # fmt: skip
     chosen = hub_endpoint(request.source)
-    artifacts, notes, token = await _artifacts(deploy, chosen, hosts)
+    listed_by = "" if is_modelscope(chosen) else chosen
+    artifacts, notes, token = await _artifacts(deploy, listed_by, hosts)
     if len(artifacts) == 1:
         files = _files_of(artifacts[0])
         endpoints, more = await _endpoints(artifacts[0], chosen, hosts, token, bool(request.source) and not chosen)
@@ -77,6 +80,7 @@ async def _artifacts(
     from fleet_controller.hub.pullable import pullable_artifacts
 
     own = [(host.environment.get("HF_ENDPOINT", ""), host.hub_token or "") for host in hosts]
+    own = [(endpoint, reference) for endpoint, reference in own if not is_modelscope(endpoint)]
     hubs = [(chosen, "")] if chosen else list(dict.fromkeys([*own, ("", "")]))
     notes: list[str] = []
     for place, (endpoint, reference) in enumerate(hubs):
@@ -107,7 +111,8 @@ async def _endpoints(
     from fleet_controller.hub.pullable import first_with_data
 
     own = [host.environment.get("HF_ENDPOINT", "").rstrip("/") for host in hosts]
-    known = list(dict.fromkeys([*([chosen] if chosen else own), artifact.endpoint, *([] if chosen else [""])]))
+    here = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    known = [chosen] if chosen else list(dict.fromkeys([*own, artifact.endpoint, here, ""]))
     if no_hub:
         return tuple(known), ()
     best, reasons = await in_daemon_thread(first_with_data, known, artifact, token)

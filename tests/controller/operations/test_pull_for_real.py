@@ -187,6 +187,21 @@ def test_a_host_that_has_it_is_the_source(fleet: FleetWorld, hub: StandInHub) ->
     assert "b does not have lab/nobody" in refused.stderr
 
 
+def test_metadata_here_and_files_there(fleet: FleetWorld, hub: StandInHub) -> None:
+    """The hosts' own mirror lists the model and has no file of it; this machine knows a hub that has."""
+    repository = put_model(hub, "mirrored")
+    hub.behaviour.metadata_only = True
+    try:
+        with StandInHub(hub.root) as full:
+            done = fleet.run(*pull(repository), extra={"HF_ENDPOINT": full.url})
+            assert f"no files from {hub.url}: it answers HTTP 404" in done.stdout
+            assert f"from {full.url}" in done.stdout
+            assert fetched_bytes(full, repository) <= 1.01 * (WEIGHTS_BYTES + len(CONFIG))
+    finally:
+        hub.behaviour.metadata_only = False
+    assert_everywhere(fleet, hub, repository)
+
+
 def test_a_folder_is_imported_without_any_hub(fleet: FleetWorld, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
