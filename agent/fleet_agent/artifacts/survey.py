@@ -97,6 +97,11 @@ def set_aside(cache: HubCache, repository: str, commit: str, uses: ArtifactUses)
     return aside
 
 
+def left_aside(cache: HubCache) -> list[Path]:
+    """What an agent that was killed in the middle of it has not deleted."""
+    return sorted(cache.folder.glob(f"models--*/{GONE_PREFIX}*"))
+
+
 def delete(aside: Path, notes: VerifiedNotes) -> int:
     """Removes a commit that was set aside, with the blobs that no other commit has; bytes freed."""
     folder = aside.parent

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fleet_agent.artifacts.cache import HubCache, list_artifacts
-from fleet_agent.artifacts.survey import ArtifactUses, delete, set_aside, survey_artifacts, texts_of
+from fleet_agent.artifacts.survey import ArtifactUses, delete, left_aside, set_aside, survey_artifacts, texts_of
 from fleet_agent.artifacts.verified import VerifiedNotes
 from fleet_agent.jobs.store import JobFolder
 from fleet_agent.jobs.supervisor import JobSupervisor
@@ -37,7 +37,7 @@ class ArtifactCalls:
         self, request: artifacts_pb2.RemoveArtifactsRequest, context: Any
     ) -> artifacts_pb2.RemoveArtifactsReply:
         cache, uses = HubCache(self._layout.hf_home), self._uses()
-        doomed, removed = [], []
+        doomed, removed = left_aside(cache), []
         for name in request.artifacts:
             aside = set_aside(cache, name.repository, name.commit, uses)
             if aside is not None:

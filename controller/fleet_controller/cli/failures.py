@@ -21,6 +21,7 @@ REFUSAL_CODES = frozenset(
         "engine-in-use",
         "no-api-key",
         "rollout-busy",
+        "pull-busy",
     }
 )
 

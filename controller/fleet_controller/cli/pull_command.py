@@ -114,7 +114,7 @@ def print_pull_plan(plan: controller_pb2.PullPlan, stream: TextIO) -> None:
     for pull in plan.pulls:
         size = gibibytes(pull.total_bytes)
         files = "1 file" if pull.files == 1 else f"{pull.files} files"
-        again = "goes on with a pull that was cut off: " if pull.resumes else ""
+        again = "goes on with a pull that was begun: " if pull.resumes else ""
         print(f"{again}{files}, {size}, from {pull.source}", file=stream)
         for note in pull.notes:
             print(f"note: {note}", file=stream)

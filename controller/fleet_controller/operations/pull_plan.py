@@ -19,7 +19,6 @@ from fleet_controller.domain.pulls import (
     PullPlan,
     PullRequest,
     PullSource,
-    PullState,
 )
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.operations.context import FleetContext
@@ -141,7 +140,7 @@ def _planned(
     hosts = [host for host in hosts if host.host in asked_for or host.part is PullPart.HEAD]
     origin = [request.source, request.folder_host, request.folder]
     digest = hashlib.sha256("\n".join([files.model_dump_json(), *origin, *sorted(asked_for)]).encode()).hexdigest()
-    earlier = _unfinished(context, digest)
+    earlier = _unfinished(context, digest, files.repository)
     pull_id = earlier.pull_id if earlier is not None else secrets.token_hex(5)
     return PlannedPull(
         pull_id=pull_id,
@@ -155,11 +154,16 @@ def _planned(
     )
 
 
-def _unfinished(context: FleetContext, digest: str) -> PlannedPull | None:
-    """A pull of the same files onto the same hosts that was not ended: it is gone on with."""
+def _unfinished(context: FleetContext, digest: str, repository: str) -> PlannedPull | None:
+    """A pull of the same files onto the same hosts that was not ended: it is gone on with. Raises OperationError."""
     store = PullStore(context.database)
-    found = [pull for pull in store.running() if pull.digest == digest]
-    return found[0] if found and store.state(found[0].pull_id) is PullState.RUNNING else None
+    found = next((pull for pull in store.running() if pull.digest == digest), None)
+    if found is not None and context.running.digest_of(("pull", found.pull_id)) is None:
+        with store.carrying_out(found.pull_id) as free:
+            if not free:
+                message = f"another terminal is at this pull of {repository}"
+                raise OperationError("pull-busy", message, "wait for it; repeat the command to see what is left")
+    return found
 
 
 def _part(host: Host, state: Seen, files: PulledFiles, source: PullSource) -> PullHost:
