@@ -80,9 +80,9 @@ async def test_it_is_gone_after_a_tool_that_fails_and_after_a_kill(agent: Agent)
     assert code == "tool-failed" and files(agent) == []
 
     def measuring(event: JobEvent) -> bool:
-        return event.progress is not None and "generation run" in event.progress.label
+        return event.progress is not None and " run " in event.progress.label
 
-    await agent.supervisor.submit(JobSpec("job", "bench", (measured(SMALL, "-r", "200"),)))
+    await agent.supervisor.submit(JobSpec("job", "bench", (measured(SMALL, "-r", "2000"),)))
     await agent.until("job", measuring)
     assert len(files(agent)) == 1
     await kill(await agent.runner("job"))
