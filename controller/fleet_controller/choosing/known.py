@@ -28,12 +28,16 @@ SpeedSource = Callable[[], SpeedModel]
 
 
 class Machine(Frozen):
-    """Where an option would run: `chip` as results name it, and so many of them."""
+    """Where an option would run: `chip` as results name it, and so many of them.
+
+    `is_cpu`: a processor's name tells neither its cores nor its memory's channels, so rows of other hosts say nothing.
+    """
 
     host: str
     chip: str
     device_count: int = 1
     gpu_cores: int | None = None
+    is_cpu: bool = False
 
 
 class Wanted(Frozen):
@@ -99,6 +103,7 @@ def _says_something(wanted: Wanted, row: Result) -> bool:
         and row.chip.lower() == wanted.machine.chip.lower()
         and bool(row.chip)
         and row.device_count == wanted.machine.device_count
+        and (not wanted.machine.is_cpu or _is_here(wanted, row))
         and near_depth(row.depth, wanted.depth)
     )
 

@@ -18,6 +18,7 @@ from fleet_controller.choosing.work import (
     Phase,
 )
 from fleet_controller.results.columns import Metric, Result, Status
+from fleet_controller.results.comparability import error_bar
 from fleet_controller.results.tools import LLAMA_BENCH, MLX_LM_BENCHMARK
 from fleet_inventory.chips import ChipKind
 from fleet_inventory.speed_reference import (
@@ -31,6 +32,10 @@ from fleet_inventory.speed_reference import (
 _FLASH_ATTENTION = re.compile(r"(?:^|\s)(?:-fa|--flash-attn)[ =](\S+)")
 # llama-server does since https://github.com/ggml-org/llama.cpp/pull/15434 (end of August 2025, about b6325).
 LLAMA_SERVER_DECIDES_SINCE_BUILD = 6325
+# Half a 95 % interval of a mean is so many of its deviations.
+NORMAL_95_PERCENT = 1.96
+# A row that says nothing but the order of magnitude.
+MOST_DEVIATION = 1.0
 _RUNTIMES = {
     ChipKind.CUDA: "cuda",
     ChipKind.CUDA_UMA: "cuda",
@@ -92,7 +97,14 @@ def own_speed(result: Result, model: ModelWork, device: DeviceFacts, weights_byt
         ),
         tokens_per_second=result.mean,
         source=f"{result.host}, run {result.run_id}",
+        deviation=_deviation(result),
     )
+
+
+def _deviation(result: Result) -> float:
+    """Of the logarithm of a row's mean, as its error bar has it."""
+    low, high = error_bar(result) or (0.0, 0.0)
+    return min((high - low) / 2 / NORMAL_95_PERCENT / (result.mean or 1.0), MOST_DEVIATION)
 
 
 def runtime_of(device: DeviceFacts, said: str = "") -> str:

@@ -138,7 +138,8 @@ def _fit_phase(phase: Phase, rows: tuple[MeasuredSpeed, ...]) -> _Phase:
             for term in terms_of(row.cell)
         )
         weight = 1 / math.sqrt(alike[_group(row.cell)])
-        observations.append(Observation(terms, -math.log(row.tokens_per_second), deviation, weight))
+        unsure = math.hypot(deviation, row.deviation)
+        observations.append(Observation(terms, -math.log(row.tokens_per_second), unsure, weight))
     solution = fit(observations, [prior_of(name) for name in places])
     return _Phase(phase, places, solution, rows)
 

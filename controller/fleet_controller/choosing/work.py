@@ -140,11 +140,15 @@ class Cell(Frozen):
 
 
 class MeasuredSpeed(Frozen):
-    """A cell and the tokens/s that somebody measured; `source` says who, for the user."""
+    """A cell and the tokens/s that somebody measured; `source` says who, for the user.
+
+    `deviation`: of the logarithm of the mean, by the row's own repetitions; 0 where they are not known.
+    """
 
     cell: Cell
     tokens_per_second: float
     source: str
+    deviation: float = 0.0
 
 
 def work_of(name: str, architecture: Architecture) -> ModelWork:

@@ -8,7 +8,12 @@ from fleet_controller.cli.output import GREEN, RED, YELLOW, print_table
 from fleet_proto.v1 import controller_pb2
 
 DECODE, PREFILL = "decode", "prefill"
-_MARKS = {"≈ measured": "≈", "predicted": "~"}
+PREDICTED = "predicted"
+PREDICTED_DIGITS = 3
+# An interval whose high end is more than so many times its low end is told as a factor: "±133 %" would reach below 0.
+WIDE = 2.0
+_MARKS = {"≈ measured": "≈", PREDICTED: "~"}
+_NOTHING = {"memory": "nothing fits", "quality": "nothing is known to be good enough", "unusable": "nothing can be had"}
 _STYLES = {"nothing": RED}
 _LEGEND = "≈ measured nearby (another version, client or depth), ~ predicted; t/s"
 
@@ -39,7 +44,7 @@ def _row(
     first = (host.host, chip or "-", *([choice.model] if several else []))
     if not choice.decision.ranked:
         extra = ("-",) if goal not in (DECODE, PREFILL) else ()
-        return (*first, "nothing", "-", "-", "-", "-", *extra, "nothing fits or is good enough")
+        return (*first, "nothing", "-", "-", "-", "-", *extra, _nothing(choice))
     ranked = choice.decision.ranked[0]
     option = ranked.option
     most = "< " if option.offload_bytes else ""
@@ -55,18 +60,29 @@ def _row(
 def _figure(figure: controller_pb2.ChoiceFigure) -> str:
     """As "137", "≈ 39.0", "~ 109"."""
     mark = _MARKS.get(figure.certainty, "")
-    return f"{mark} {_amount(figure.value)}".strip()
+    value = float(f"{figure.value:.{PREDICTED_DIGITS}g}") if figure.certainty == PREDICTED else figure.value
+    return f"{mark} {_amount(value)}".strip()
 
 
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _nothing(choice: controller_pb2.ModelChoice) -> str:
+    """What stands in the way: what all that was ruled out has in common, where it has."""
+    reasons = {option.why for option in choice.decision.ruled_out}
+    if len(reasons) > 1:
+        return "nothing fits or is good enough"
+    return _NOTHING.get(next(iter(reasons), ""), "no files that can be served here")
+
+
 def _confidence(choice: controller_pb2.ModelChoice, ranked: controller_pb2.RankedOption) -> str:
-    """As "measured on this chip ±8 %, a tie", "predicted ±15 %, 3 could win"."""
+    """As "measured on this chip ±8 %, a tie", "predicted to a factor of 3.0, measuring could change it"."""
     standing = ranked.standing
     text = standing.certainty
-    if standing.value and standing.high > standing.low:
+    if standing.low and standing.high > WIDE * standing.low:
+        text += f" to a factor of {(standing.high / standing.low) ** 0.5:.1f}"
+    elif standing.value and standing.high > standing.low:
         text += f" ±{(standing.high - standing.low) / 2 / standing.value:.0%}".replace("%", " %")
     parts = [text]
     if any(other.ties_with_first for other in choice.decision.ranked):

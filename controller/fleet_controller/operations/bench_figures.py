@@ -18,6 +18,7 @@ from fleet_controller.results.columns import Metric, Result, Status
 from fleet_controller.results.comparability import error_bar
 from fleet_controller.results.store import Filter, select_results
 from fleet_controller.state import StateDatabase
+from fleet_inventory.chips import ChipKind
 
 _METRICS = {Metric.PREFILL: "prefill", Metric.DECODE: "decode", Metric.ENERGY: "joules_per_token"}
 
@@ -89,8 +90,10 @@ def _pooled(rows: Sequence[Result], kind: Metric) -> Figure | None:
 def _wanted(cell: PlannedCell, model: ModelFacts) -> Wanted:
     identity = cell.identity
     assert identity is not None
+    device = device_at(identity.host, identity.chip)
+    is_cpu = device is not None and device.kind is ChipKind.CPU
     return Wanted(
-        machine=Machine(host=identity.host, chip=identity.chip, device_count=identity.device_count),
+        machine=Machine(host=identity.host, chip=identity.chip, device_count=identity.device_count, is_cpu=is_cpu),
         models=model.names,
         quantization=identity.quantization,
         backend=identity.backend,

@@ -51,10 +51,11 @@ async def choose(context: FleetContext, request: ChooseRequest) -> tuple[HostCho
     """The choice for each host of the pattern. Raises OperationError where the request itself cannot be met."""
     if not request.models and not request.repository:
         raise OperationError("no-model", "name a model", "fleet models lists them", usage=True)
+    _refuse_impossible(request)
     hosts = context.select(request.pattern)
     requests = [
         DeployRequest(model=model, repository=request.repository, context_length=request.context_tokens)
-        for model in request.models or ("",)
+        for model in dict.fromkeys(request.models or ("",))
     ]
     found, states = await asyncio.gather(
         resolved_models(requests, hosts),
@@ -70,6 +71,17 @@ async def choose(context: FleetContext, request: ChooseRequest) -> tuple[HostCho
         )
 
     return await in_daemon_thread(decided)
+
+
+def _refuse_impossible(request: ChooseRequest) -> None:
+    """Raises OperationError (usage) for what no machine can meet."""
+    floor, depth = request.question.quality_floor, request.question.depth
+    if floor is not None and not 0 <= floor <= 1:
+        meant = f"for {floor:g} % give --quality-floor {floor / 100:g}" if 1 < floor <= 100 else "0.55 is 55 %"
+        raise OperationError("usage", f"a quality floor lies between 0 and 1, not at {floor:g}", meant, usage=True)
+    if request.context_tokens is not None and depth >= request.context_tokens:
+        message = f"a context of {request.context_tokens:,} tokens has no room behind a depth of {depth:,}"
+        raise OperationError("usage", message, "name a longer --context or a smaller --depth", usage=True)
 
 
 def choice_of(
@@ -129,12 +141,13 @@ def _model_choice(
     if running is not None:
         spec = running.spec
         notes.insert(0, f"runs now: {spec.backend} {spec.quantization} at context {spec.context_length:,}")
+    name = request.model or f"--repo {request.repository}"
     choice = ModelChoice(
         model=resolved.name,
         decision=decision,
         explanation=tuple(explain(decision)),
         notes=tuple(notes),
-        next_commands=tuple(next_commands(request.model or f"--repo {request.repository}", host.name, decision)),
+        next_commands=tuple(next_commands(name, host.name, decision, request.context_length)),
         summary=summary(decision),
     )
     return choice, cells.get(decision.chosen.option.name) if decision.chosen else None

@@ -149,6 +149,7 @@ def with_figures(
     weights = weights_of(artifact)
     bits = weights * 8 / model.parameters if weights and model.parameters else nominal_bits(artifact.quantization)
     quality = knowledge.quality_of(artifact, model.names)
+    too_deep = 0 < option.context_tokens <= question.depth
     decode, prefill = (knowledge.speed if question.predicts(goal) else None for goal in (Goal.DECODE, Goal.PREFILL))
     return option.model_copy(
         update={
@@ -159,9 +160,14 @@ def with_figures(
             "joules_per_token": energy_of(wanted, rows),
             "quality": quality,
             "held_back": held_back(bits, quality),
+            "excluded": option.excluded or (_ends_before(option, question) if too_deep else ""),
             "notes": (*_notes(candidate, wanted), *_speculation(wanted, knowledge)),
         }
     )
+
+
+def _ends_before(option: Option, question: Question) -> str:
+    return f"its context of {option.context_tokens:,} tokens ends before a depth of {question.depth:,}"
 
 
 def held_back(bits_per_weight: float, quality: Quality | None) -> str:
@@ -211,6 +217,7 @@ def _wanted(
         chip=chip_of(facts, candidate.gpu_indices),
         device_count=max(len(candidate.gpu_indices), 1),
         gpu_cores=facts.apple.gpu_cores if facts.apple and not candidate.gpu_indices else None,
+        is_cpu=not candidate.gpu_indices and facts.apple is None,
     )
     speculation = method_of(" ".join(resolved.overrides_for(backend).speculative))
     return Wanted(

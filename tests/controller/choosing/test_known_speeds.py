@@ -118,3 +118,10 @@ def test_throughput_is_that_of_the_best_concurrency_and_one_request_is_no_throug
 def test_energy_is_measured_or_unknown() -> None:
     assert energy_of(WANTED, [row(2.5, test_kind=Metric.ENERGY)]).value == 2.5  # type: ignore[union-attr]
     assert energy_of(WANTED, [row(2.5)]) is None
+
+
+def test_a_processors_name_says_nothing_of_another_hosts_cores() -> None:
+    cpu = WANTED.model_copy(update={"machine": WANTED.machine.model_copy(update={"is_cpu": True})})
+    assert measured(cpu, [row(host="gpu2")]) is None
+    here = measured(cpu, [row(200.0, host="gpu2"), row()])
+    assert here is not None and (here.value, here.certainty) == (120.0, Certainty.MEASURED)

@@ -297,3 +297,21 @@ def test_the_catalog_and_the_reference_models_are_one_size(name: str) -> None:
     assert mine.name == theirs.name
     for field in ModelWork.model_fields.keys() - {"name"}:
         assert getattr(mine, field) == pytest.approx(getattr(theirs, field), rel=1e-3), field
+
+
+def test_rows_that_are_unsure_move_a_prediction_less_and_leave_it_wider() -> None:
+    """Of a device of which nothing else is known; the rows say a tenth of what was guessed."""
+    guess = device("RTX 5090").model_copy(update={"name": "a card of ours"})
+    asked = cell("qwen3-8b", "RTX 5090", CUDA, 5.03e9).model_copy(update={"device": guess})
+    expected = fitted().predict(asked).tokens_per_second
+    steady, noisy = (
+        SpeedModel(
+            [
+                *rows(),
+                MeasuredSpeed(cell=asked, tokens_per_second=expected / 2, source="a run", deviation=deviation),
+            ]
+        ).predict(asked)
+        for deviation in (0.0, 1.0)
+    )
+    assert steady.tokens_per_second < noisy.tokens_per_second < expected
+    assert noisy.high / noisy.low > steady.high / steady.low

@@ -118,3 +118,12 @@ def test_the_driver_and_the_micro_batch_are_what_llama_bench_says() -> None:
     usual = own_speed(own(tool_fields={"n_ubatch": 512}), model(), chip, 9.5e9)
     assert usual is not None
     assert usual.cell.engine.micro_batch == 0
+
+
+def test_a_row_is_as_sure_as_its_repetitions() -> None:
+    """Three repetitions of 80 ± 20: the 95 % interval is 80 ± 49.7, which is 32 % for one deviation."""
+    chip = facts("NVIDIA GeForce RTX 4090")
+    noisy = own_speed(own(mean=80.0, deviation=20.0, repetitions=3, samples=()), model(), chip, 9.5e9)
+    steady = own_speed(own(mean=80.0, deviation=0.2, repetitions=3, samples=()), model(), chip, 9.5e9)
+    assert noisy is not None and noisy.deviation == pytest.approx(0.317, abs=0.002)
+    assert steady is not None and steady.deviation < 0.01

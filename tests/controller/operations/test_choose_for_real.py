@@ -98,17 +98,16 @@ def test_what_was_measured_decides_and_a_deploy_takes_it_and_keeps_it(world: Fle
     assert (named["action"], named["quantization"]) == ("replace", first)
 
 
-def test_the_lab_table_has_a_line_for_each_host_and_the_figures_of_one_count_for_the_same_chip(
-    world: FleetWorld,
-) -> None:
+def test_the_lab_table_has_a_line_for_each_host_and_a_processors_figures_are_its_hosts_own(world: FleetWorld) -> None:
     measure(world, chosen(world, "a")["chip"], {"F16": 200.0, "Q8_0": 300.0}, at=3)
     printed = world.run("choose", "--repo", REPOSITORY, "--hosts", "a,b", "--context", "512").stdout.splitlines()
     assert printed[0].split() == [
         "MACHINE", "CHIP", "BACKEND", "QUANT", "CONTEXT", "PREFILL", "DECODE", "CONFIDENCE"]  # fmt: skip
     assert [line.split()[0] for line in printed[1:3]] == ["a", "b"]
-    assert all("Q8_0" in line for line in printed[1:3])
+    assert "≈ 300" in printed[1] and "Q8_0" in printed[1]
+    assert "predicted to a factor of " in printed[2]
     other = chosen(world, "b")["decision"]["ranked"][0]
-    assert other["option"]["decode"]["source"].startswith("host a, tg64")
+    assert other["option"]["decode"]["source"].startswith("from ")
 
 
 def test_a_host_that_is_off_is_chosen_for_from_what_was_known_of_it(world: FleetWorld) -> None:
@@ -125,5 +124,14 @@ def test_bad_wishes_are_told_in_a_line(world: FleetWorld) -> None:
         "choose", "--repo", REPOSITORY, "--hosts", "a", "--goal", "speed", code=2).stderr  # fmt: skip
     assert "no model 'gpt-9'" in world.run("choose", "gpt-9", "--hosts", "a", code=2).stderr
     assert "name one or more models" in world.run("choose", "--hosts", "a", code=2).stderr
+    assert "for 55 % give --quality-floor 0.55" in world.run(
+        "choose", "--repo", REPOSITORY, "--hosts", "a", "--quality-floor", "55", code=2).stderr  # fmt: skip
+    assert "between 0 and 1" in world.run(
+        "choose", "--repo", REPOSITORY, "--hosts", "a", "--quality-floor", "nan", code=2).stderr  # fmt: skip
+    too_deep = ["--context", "4096", "--depth", "8000"]
+    assert "no room behind a depth of 8,000" in world.run(
+        "choose", "--repo", REPOSITORY, "--hosts", "a", *too_deep, code=2).stderr  # fmt: skip
+    deep = world.run("choose", "--repo", REPOSITORY, "--hosts", "a", "--depth", "20000", code=3).stdout
+    assert "its context of 16,384 tokens ends before a depth of 20,000" in deep and "nothing can be had" in deep
     floor = world.run("choose", "--repo", REPOSITORY, "--hosts", "a", "--quality-floor", "0.5", code=3)
     assert "quality unknown, 0.5 asked for" in floor.stdout
