@@ -71,6 +71,8 @@ def run_bench(options: BenchOptions) -> None:
         raise UsageFailure("name a model, or give --repo owner/name", "fleet models lists the catalog")
     if (options.goal or options.budget_minutes is not None) and not options.to_decide:
         raise UsageFailure("--goal and --budget are for a decision", "add --to-decide, or leave them out")
+    if options.budget_minutes == 0:
+        raise UsageFailure("a budget of 0 minutes leaves time for no run", "leave --budget out for no limit")
     if options.to_decide and (options.endpoint or options.again or options.repeat > 1):
         message = "--to-decide chooses by itself what is run how often"
         raise UsageFailure(message, "leave --endpoint, --again and --repeat out")
@@ -121,7 +123,8 @@ def print_bench_plan(plan: controller_pb2.BenchPlan, with_commands: bool, stream
             if cell.problem.remedy:
                 print(f"  next: {cell.problem.remedy}", file=error_stream)
     for cell in plan.cells if with_commands else ():
-        _print_commands(cell, stream)
+        if cell.action != controller_pb2.CELL_ACTION_SKIP:
+            _print_commands(cell, stream)
 
 
 def _row(cell: controller_pb2.BenchCell) -> tuple[str, ...]:
@@ -232,7 +235,7 @@ def _result_row(host: str, cell: dict[str, Any], row: dict[str, Any]) -> tuple[s
 
     interval = interval_of(Result.model_validate({k: v for k, v in row.items() if k in Result.model_fields}))
     deviation = f" ± {row['deviation']:,.2f}" if row["deviation"] is not None else ""
-    limits = f"{interval[0]:,.2f} to {interval[1]:,.2f}" if interval else "-"
+    limits = f"{max(interval[0], 0.0):,.2f} to {interval[1]:,.2f}" if interval else "-"
     engine = f"{cell['backend']} {cell['backend_version']}".strip()
     return (
         host, cell["model"], cell["quantization"] or "-", engine, row["test"], f"{row['mean']:,.2f}{deviation}",

@@ -168,7 +168,9 @@ def _needless(name: str, standing: Contest, step: Run | Stop) -> tuple[CellActio
     if better is not None:
         reason = f"cannot win: {candidate.high:.4g} at most, and {better.name} has {better.low:.4g} at least"
         if better.low <= candidate.high:
-            reason = f"cannot win: {better.name} is faster for sure"
+            reason = (
+                f"cannot win: predicted to be slower than {better.name}, by more than predictions of one machine err"
+            )
         return CellAction.SKIP, reason
     if isinstance(step, Stop):
         return CellAction.SKIP, f"decided: {step.text}"

@@ -6,7 +6,7 @@ after whatever died in the middle, joins what runs and goes on from there.
 
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any
 
 from fleet_controller.benchmarking.cells import PlannedCell
@@ -83,7 +83,7 @@ class _Deciding:
             self._outcomes.append(outcome_of(cell, results, problem))
         end = ended(self._host, self._outcomes, list(self._broken.values()))
         stop = step if isinstance(step, Stop) else None
-        yield decided(end, standing, stop, self._ran)
+        yield decided(end, standing, stop, self._ran, self._broken)
 
     def _standing(self) -> Contest:
         return contest(self._context, self._cells, self._request, self._broken)
@@ -104,10 +104,16 @@ def _runs_of(standing: Contest, name: str) -> int:
     return standing.candidates[name].runs if name in standing.candidates else 0
 
 
-def decided(end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[str]) -> HostEvent:
-    """The end of a host with its decision: what won and why, what never ran, and the time that this saved."""
+def decided(
+    end: HostEvent, standing: Contest, stop: Stop | None, ran: Sequence[str], broken: Collection[str] = ()
+) -> HostEvent:
+    """The end of a host with its decision: what won and why, what never ran, and the time that this saved.
+
+    What is in `broken` could not be measured, which saves nothing.
+    """
     needless = {name: cell for name, cell in standing.cells.items() if name not in ran and not _runs_of(standing, name)}
-    saved = saved_seconds(list(needless.values()), [standing.cells[name] for name in dict.fromkeys(ran)])
+    spared = [cell for name, cell in needless.items() if name not in broken]
+    saved = saved_seconds(spared, [standing.cells[name] for name in dict.fromkeys(ran)])
     chosen = standing.decision.chosen
     by = {item.name: item.by for item in standing.out}
     decision = {

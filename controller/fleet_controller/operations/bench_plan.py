@@ -16,10 +16,11 @@ from fleet_controller.operations.bench_case import Case, stopped_cell
 from fleet_controller.operations.bench_models import cells_of
 from fleet_controller.operations.bench_served import endpoint_cells
 from fleet_controller.operations.calibrate_cells import calibration_cells
+from fleet_controller.operations.calibrate_predictions import shown_models
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import HostState, gather_state
 from fleet_controller.operations.problems import OperationError
-from fleet_controller.operations.resolving import named, resolve_for
+from fleet_controller.operations.resolving import catalog, named, resolve_for
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_inventory.hosts import Host
 
@@ -35,6 +36,7 @@ async def plan_bench(context: FleetContext, request: BenchRequest) -> StoredBenc
     """Raises OperationError where the request itself cannot be met."""
     if request.purpose is BenchPurpose.CALIBRATE:
         calibration = _calibration(context)
+        shown_models(request, catalog())
         cells = await calibration_cells(context, request, calibration)
         return _kept(context, request, calibration.suite, cells)
     suite = _suite(context, request)

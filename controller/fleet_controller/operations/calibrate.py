@@ -4,18 +4,13 @@ import json
 from collections.abc import AsyncGenerator
 
 from fleet_controller.benchmarking.cells import PlannedCell
-from fleet_controller.domain.benches import BenchRequest
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.operations.bench import bench
 from fleet_controller.operations.bench_plan import load_bench_plan
-from fleet_controller.operations.calibrate_predictions import Foretold, foretold
+from fleet_controller.operations.calibrate_predictions import Foretold, foretold, shown_models
 from fleet_controller.operations.context import FleetContext
-from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.threads import in_daemon_thread
-from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog, load_catalog
-
-SHOWN_MODEL = "qwen3.5-4b"
 
 
 async def calibrate(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEvent]:
@@ -36,19 +31,6 @@ async def calibrate(context: FleetContext, plan_id: str) -> AsyncGenerator[HostE
     for name in first.keys() - ended:
         end = HostEvent(host=name, stage="bench", message="calibrated already", done=True)
         yield await _with_predictions(context, catalog, models, first[name], end)
-
-
-def shown_models(request: BenchRequest, catalog: Catalog) -> tuple[str, ...]:
-    """The models whose predictions are shown. Raises OperationError for one that is not in the catalog."""
-    models = request.models or (SHOWN_MODEL,)
-    try:
-        for name in models:
-            catalog.resolve(name)
-    except CatalogError as error:
-        raise OperationError(
-            "no-model", str(error), "fleet models lists those whose sizes are known", usage=True
-        ) from None
-    return models
 
 
 async def _with_predictions(

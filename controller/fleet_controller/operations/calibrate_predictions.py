@@ -7,13 +7,17 @@ from fleet_controller.benchmarking.cells import Identity
 from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.work import Cell, EngineFacts, Phase, work_of
 from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.benches import BenchRequest
 from fleet_controller.operations.choosing_knowledge import Knowledge, device_at
+from fleet_controller.operations.problems import OperationError
 from fleet_controller.results.columns import Result
 from fleet_controller.results.store import Filter, select_results
 from fleet_controller.state import StateDatabase
+from fleet_inventory.base import CatalogError
 from fleet_inventory.catalog import Catalog
 from fleet_inventory.model_file import ArtifactFormat, Model
 
+SHOWN_MODEL = "qwen3.5-4b"
 DECODE_TOKENS, PREFILL_TOKENS = 64, 512
 
 
@@ -38,6 +42,19 @@ class Foretold(Frozen):
     test: str
     before: Interval
     after: Interval
+
+
+def shown_models(request: BenchRequest, catalog: Catalog) -> tuple[str, ...]:
+    """The models whose predictions are shown. Raises OperationError for one that is not in the catalog."""
+    models = request.models or (SHOWN_MODEL,)
+    try:
+        for name in models:
+            catalog.resolve(name)
+    except CatalogError as error:
+        raise OperationError(
+            "no-model", str(error), "fleet models lists those whose sizes are known", usage=True
+        ) from None
+    return models
 
 
 def foretold(
