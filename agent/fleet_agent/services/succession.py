@@ -155,6 +155,10 @@ class Succession:
         self._keep(None)
         self.server.log.remove()
 
+    def forget(self) -> None:
+        """The service tells no more of one that was given up."""
+        self._keep(None)
+
     async def _halt(self) -> None:
         try:
             await self.server.halt(DEFAULT_GRACE_SECONDS)
@@ -252,6 +256,8 @@ class Successions:
                 problem = Problem("start-failed", "it ended right after it was ready", "deploy again")
             if problem is not None:
                 await one.give_up(problem)
+            elif not one.moves:
+                one.server.log.remove()
             del self._under_way[name]
             _logger.info("%s: %s", name, problem.message.splitlines()[0] if problem else "its successor took over")
             self._settled(one.spec if problem else former)
@@ -260,8 +266,8 @@ class Successions:
         """Nothing takes this service's place any more. The caller holds the lock of its name."""
         one = self._under_way.pop(service.name, None)
         if one is None:
-            if service.record.successor is not None:  # it was given up
-                await Succession(service, service.record.successor, self._context).drop()
+            if service.record.successor is not None:  # it was given up; what it printed is kept
+                Succession(service, service.record.successor, self._context).forget()
             return
         if one.task is not None:
             await end_task(one.task)

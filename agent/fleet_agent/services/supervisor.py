@@ -148,6 +148,7 @@ class ServiceSupervisor:
                 service = self._add(ServiceRecord(spec, DesiredState.RUNNING, Condition(ServiceState.STOPPED)))
             with self._writing(spec.name):
                 service.request(spec)
+            service.log.beside().remove()
             if former is not None:
                 self._forget_key(former)
             return replace(service.status(), ended_first_because=ended_first)
@@ -204,6 +205,7 @@ class ServiceSupervisor:
             if remove:
                 self._journal.remove(name)
                 service.log.remove()
+                service.log.beside().remove()
                 del self._services[name]
                 self._claims.pop(name, None)
                 self._forget_key(status.spec)
@@ -240,8 +242,8 @@ class ServiceSupervisor:
         log = self._log(name) if service is None else service.log
         async for chunk in log.read(tail_lines, follow):
             yield chunk
-        if service is not None and service.record.successor is not None:
-            yield b"[fleet] the log of the server that was started beside it:\n"
+        if service is not None and log.beside().size_bytes() and not follow:
+            yield b"[fleet] the log of the last server that was started beside it:\n"
             async for chunk in log.beside().read(tail_lines, follow=False):
                 yield chunk
 

@@ -84,12 +84,12 @@ def _given_up(successor: Successor) -> LaunchFailed:
 
 def _is_ready(status: ServiceStatus, wanted: str, times_put_off: int) -> bool:
     """READY with our spec; raises LaunchFailed where it will not get there."""
+    if status.desired is DesiredState.STOPPED:
+        raise LaunchFailed("stopped", f"{status.spec.name} was stopped by someone else meanwhile", "fleet ps")
     if wanted and status.spec_digest and status.spec_digest != wanted:
         raise LaunchFailed(
             "replaced", f"{status.spec.name} was deployed differently by someone else meanwhile", "fleet ps"
         )
-    if status.desired is DesiredState.STOPPED:
-        raise LaunchFailed("stopped", f"{status.spec.name} was stopped by someone else meanwhile", "fleet ps")
     hopeless = status.restarts >= CRASHES_BEFORE_GIVING_UP or times_put_off >= REFUSALS_BEFORE_GIVING_UP
     if status.state is ServiceState.FAILED or (status.state is ServiceState.BACKING_OFF and hopeless):
         raise _failure(status)

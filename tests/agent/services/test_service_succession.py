@@ -116,6 +116,7 @@ async def test_on_the_same_port_it_is_proven_elsewhere_first(
         assert ready.spec == spec and ready.argv[1:] == spec.arguments
         assert starts.read_text().splitlines() == [str(tried.successor.process.pid), str(pid_of(ready))]
         assert servers(layout) == [pid_of(ready)] and answers(spec.port)
+        assert not list(layout.logs_dir.glob("*~next*"))
 
 
 @pytest.mark.parametrize("port", ["same", "other"])
@@ -134,7 +135,7 @@ async def test_one_that_fails_leaves_the_former_alone_and_says_why(
         assert failed.successor.problem.tail == ("no such quantum",)
         assert failed.restarts == 0 and answers(former.spec.port)
         log = b"".join([chunk async for chunk in supervisor.read_log("tiny")]).decode()
-        assert log.index("the log of the server that was started beside it") < log.index("no such quantum")
+        assert log.index("the log of the last server that was started beside it") < log.index("no such quantum")
     async with running(layout) as supervisor:  # and the next agent neither forgets that nor tries again by itself
         status = supervisor.list()[0]
         assert status.process == former.process and status.successor is not None
@@ -142,6 +143,8 @@ async def test_one_that_fails_leaves_the_former_alone_and_says_why(
         assert servers(layout) == [pid_of(former)]
         kept = await supervisor.apply(former.spec)  # what runs is what is wanted: nothing to tell any more
         assert (kept.process, kept.successor) == (former.process, None)
+        log = b"".join([chunk async for chunk in supervisor.read_log("tiny")]).decode()
+        assert "no such quantum" in log  # for whoever went back to the old one at once
 
 
 async def test_one_that_makes_no_progress_is_given_up(layout: Layout, make_spec: MakeSpec) -> None:
