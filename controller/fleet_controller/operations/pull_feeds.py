@@ -43,10 +43,11 @@ class PullFeeds:
 
     def serve_folder(self, head: str) -> str:
         """The folder as a hub on this machine; `head`'s routes lead there. Returns its URL here."""
-        files = self._pull.files
-        self._server = FolderServer(self._pull.source.served_folder, files.repository, files.commit, files.files)
-        self._server.start()
         self._folder_head = head
+        if self._server is None:
+            files = self._pull.files
+            self._server = FolderServer(self._pull.source.served_folder, files.repository, files.commit, files.files)
+            self._server.start()
         return self._server.url
 
     def send(self, link: PullLink, order: Order) -> None:

@@ -224,6 +224,23 @@ def test_a_folder_is_imported_without_any_hub(fleet: FleetWorld, tmp_path: Path)
     assert outcomes(on_host) == {"a": True, "c": True}
 
 
+def test_an_import_is_gone_on_with(fleet: FleetWorld, tmp_path: Path) -> None:
+    """The folder is handed out by another process then, at another port."""
+    (tmp_path / "model.safetensors").write_bytes(os.urandom(WEIGHTS_BYTES))
+    command = ["import", str(tmp_path), "--repo", "lab/imported", "--hosts", "a,b", "--yes", "--rate", SLOW]
+    watching = start(fleet, *command)
+    eventually(lambda: has_begun(fleet, "b", "lab/imported"), "b has a part", PATIENT_SECONDS)
+    watching.kill()
+    watching.communicate()
+    ended = fleet.document(*command)
+    assert ended["pulls"][0]["resumes"]
+    assert outcomes(ended) == {"a": True, "b": True}
+    for host in ("a", "b"):
+        copy = Path({one["host"]: one["result"]["snapshot"] for one in ended["hosts"]}[host]) / "model.safetensors"
+        assert copy.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert ended["all"][0]["result"]["source_bytes"] <= 1.01 * WEIGHTS_BYTES
+
+
 def test_a_deploy_finds_what_was_pulled_and_pulls_what_it_lacks(
     fleet: FleetWorld, hub: StandInHub, llama_cpp_bin: Path, tmp_path: Path
 ) -> None:

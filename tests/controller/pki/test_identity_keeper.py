@@ -1,14 +1,18 @@
 """What the controller keeps of its authority: private, made once, renewed in time."""
 
+import datetime
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from fleet_controller.pki.authority import Authority
 from fleet_controller.pki.keeper import CONTROLLER_DAYS, Enrolment, IdentityKeeper, UnusableAuthorityError
+from fleet_controller.pki.names import pull_name
 
 DAY = 86400.0
 ENROLMENT = Enrolment(host="gpu1", way="gpu1 7443", address="10.0.0.1", port=7443, machine_id="ab" * 16)
@@ -81,3 +85,19 @@ def test_an_authority_cut_in_two_still_signs(tmp_path: Path) -> None:
     both = (tmp_path / "identity" / "authority.pem").read_bytes()
     key, begin, rest = both.partition(b"-----BEGIN CERTIFICATE-----")
     assert Authority(key, begin + rest).certificate_pem == keeper.ensure()
+
+
+def test_a_node_of_a_pull_gets_a_certificate_for_a_day_that_nobody_keeps(tmp_path: Path) -> None:
+    keeper = IdentityKeeper(tmp_path)
+    keeper.ensure()
+    before = sorted(path.name for path in (tmp_path / "identity").iterdir())
+    name = pull_name("abc", "gpu1")
+    made = keeper.sign_pull(name)
+    certificate = x509.load_pem_x509_certificate(made.certificate_pem)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [name]
+    uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(uses) == {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH}
+    assert 0.99 < (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400 <= 1
+    assert keeper.sign_pull(name).key_pem != made.key_pem
+    assert sorted(path.name for path in (tmp_path / "identity").iterdir()) == before

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_controller.distributing.ordering import order_members
-from fleet_controller.operations.pull_carrier import labels_of
+from fleet_controller.operations.pull_node import labels_of
 from fleet_controller.pulling.beginning import (
     Candidate,
     cannot_dial,
