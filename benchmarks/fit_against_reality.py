@@ -39,9 +39,9 @@ from fleet_controller.backends.llama_cpp_memory import parse_buffers
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.hub.local_models import model_of_path
-from fleet_controller.planning.candidates import fit_at
 from fleet_controller.planning.devices import RAM, VRAM, MemoryPool
 from fleet_controller.planning.fit import Fit
+from fleet_controller.planning.fit_at import fit_at
 
 BOUNDARY = (0.95, 1.05)
 START_LIMIT_SECONDS = 240.0

@@ -20,7 +20,7 @@ from fleet_controller.choosing.speed import SpeedModel
 from fleet_controller.choosing.ties import Cells, ties_of
 from fleet_controller.choosing.work import Cell, MeasuredSpeed, Phase
 from fleet_controller.domain.plan import FitVerdict
-from fleet_controller.planning.candidates import ON_REQUEST, PREFERENCE
+from fleet_controller.planning.usable import ON_REQUEST, PREFERENCE
 from fleet_controller.results.comparability import near_depth
 
 # Measured speeds within 2 % are a tie: llama-bench's own deviation is 0.1 to 2 % on GPUs that nothing else uses.

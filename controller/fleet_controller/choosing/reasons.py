@@ -16,9 +16,11 @@ def score(quality: Quality) -> str:
 
 
 def fit(option: Option) -> str:
-    """As "fits with 3.0 GiB to spare"."""
+    """As "fits with 3.0 GiB to spare, up to a context of 98,304"."""
     if option.fit is FitVerdict.FITS and option.margin_bytes is not None:
-        return f"fits with {gibibytes(option.margin_bytes)} to spare"
+        longer = option.fully_fitting_context > option.context_tokens > 0
+        most = f", up to a context of {option.fully_fitting_context:,}" if longer else ""
+        return f"fits with {gibibytes(option.margin_bytes)} to spare{most}"
     return option.fit_text or ("fits" if option.fit is FitVerdict.FITS else "whether it fits is not known")
 
 

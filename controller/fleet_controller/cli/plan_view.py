@@ -65,6 +65,8 @@ def _print_arithmetic(host: controller_pb2.HostPlan, stream: TextIO) -> None:
     for line in host.fit_lines:
         if line.arithmetic:
             print(f"{host.host}:   {line.what}: {line.arithmetic}", file=stream)
+    if host.longest_context:
+        print(f"{host.host}:   longest context that fits entirely: {host.longest_context:,}", file=stream)
 
 
 def _print_problem(host: controller_pb2.HostPlan, stream: TextIO) -> None:

@@ -59,6 +59,7 @@ class HostPlan(Frozen):
     install_needed: bool = False
     because: str = ""
     old_server: str = ""
+    longest_context: int = 0
 
 
 class DeployRequest(Frozen):

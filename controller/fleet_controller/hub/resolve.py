@@ -27,7 +27,7 @@ from fleet_controller.hub.errors import HubError, HubUnreachableError, NoFilesEr
 from fleet_controller.hub.local_models import model_of_path
 from fleet_controller.hub.metadata import DEFAULT_ENDPOINT, HubSnapshot, list_repository
 from fleet_controller.hub.names import quantization_of_file, service_name
-from fleet_controller.planning.candidates import backend_named
+from fleet_controller.planning.usable import backend_named
 from fleet_inventory.catalog import Architecture, Catalog, Model
 from fleet_inventory.catalog import Artifact as CatalogArtifact
 

@@ -61,7 +61,7 @@ def _is_wanted(artifact: ModelArtifact, request: BenchRequest, model: str) -> bo
 def _backends(facts: HostFacts, request: BenchRequest) -> list[str]:
     """Those asked for; else the small ones, and the large ones that are installed already."""
     if request.backend:
-        from fleet_controller.planning.candidates import backend_named
+        from fleet_controller.planning.usable import backend_named
 
         return [backend_named(name.strip()).name for name in request.backend.split(",")]
     present = {engine.backend for engine in facts.engines}

@@ -30,6 +30,7 @@ from fleet_controller.operations.resolving import catalog
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.considering import consider
 from fleet_controller.planning.devices import busy_text, foreign_processes, visible_gpus
+from fleet_controller.planning.fit_at import beyond_its_context
 from fleet_controller.planning.plan import located
 from fleet_controller.planning.problem import PlanProblem
 from fleet_inventory.hosts import Host
@@ -137,7 +138,9 @@ def _model_choice(
         return ModelChoice(model=resolved.name, problem=problem.problem), None
     decision, cells = decision_with_cells(host.name, state.facts, resolved, considered.candidates, knowledge, question)
     unusable = [f"{name} is of no use here: {why}" for name, why in considered.unusable]
-    notes = [*_busy(host, state), *resolved.warnings, *unusable]
+    asked = request.context_length or 0
+    too_long = [beyond_its_context(resolved, one.choice.artifact, asked) for one in considered.candidates[:1]]
+    notes = [*_busy(host, state), *filter(None, too_long), *resolved.warnings, *unusable]
     if running is not None:
         spec = running.spec
         notes.insert(0, f"runs now: {spec.backend} {spec.quantization} at context {spec.context_length:,}")

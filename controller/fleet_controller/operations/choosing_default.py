@@ -13,8 +13,9 @@ from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.operations.resolving import catalog, resolve_everything_for
-from fleet_controller.planning.candidates import Choice, on_request_only
+from fleet_controller.planning.candidates import Choice
 from fleet_controller.planning.considering import Candidate, Decider
+from fleet_controller.planning.usable import on_request_only
 from fleet_controller.state import StateDatabase
 from fleet_inventory.hosts import Host
 

@@ -6,8 +6,8 @@ from fleet_controller.backends import backend_for
 from fleet_controller.backends.options import OptionRefusedError, check_engine_options
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.problems import OperationError
-from fleet_controller.planning.candidates import backend_named, engine_options
 from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.usable import backend_named, engine_options
 
 # As the agent has it: a service's name is a folder, a host name's label in places, and what clients name as the model.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")

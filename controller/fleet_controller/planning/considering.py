@@ -9,16 +9,11 @@ from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest, FitVerdict
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceStatus
-from fleet_controller.planning.candidates import (
-    Choice,
-    backend_as_asked,
-    backend_named,
-    every_candidate,
-    on_request_only,
-)
+from fleet_controller.planning.candidates import Choice, every_candidate
 from fleet_controller.planning.devices import memory_pool, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus
 from fleet_controller.planning.problem import PlanProblem
+from fleet_controller.planning.usable import backend_as_asked, backend_named, on_request_only
 from fleet_inventory.hosts import Host
 
 

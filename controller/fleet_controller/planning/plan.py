@@ -11,15 +11,17 @@ from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
-from fleet_controller.planning.candidates import Choice, backend_as_asked, backend_named, choose
+from fleet_controller.planning.candidates import Choice, choose
 from fleet_controller.planning.considering import Decider, decided
 from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased, visible_gpus
 from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
+from fleet_controller.planning.fit_at import beyond_its_context
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.old_server import what_becomes_of
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
+from fleet_controller.planning.usable import backend_as_asked, backend_named
 from fleet_controller.planning.wishes import as_asked, filled
 from fleet_inventory.hosts import Host
 
@@ -260,6 +262,8 @@ def _warnings(
         most = choice.fully_fitting_context
         longer = f"; the longest that does is {most} (--context)" if most and most > choice.context_tokens else ""
         found.append(f"context {choice.context_tokens}: {choice.longest_context} does not fit{longer}")
+    if too_long := beyond_its_context(resolved, choice.artifact, choice.context_tokens):
+        found.append(too_long)
     if not backend.memory_use(1, 0, bool(gpus)).context_is_enforced:
         found.append(f"{backend.name} does not limit the context: memory is planned for {choice.context_tokens} tokens")
     if request.speculative and not resolved.overrides_for(backend.name).speculative:
@@ -335,6 +339,7 @@ def _host_plan(host_name: str, action: PlanAction, reason: str, work: _Work) -> 
         warnings=work.warnings,
         install_needed=bool(work.installation.steps),
         because=choice.because,
+        longest_context=choice.fully_fitting_context or 0,
     )
 
 

@@ -9,9 +9,10 @@ from fleet_controller.domain.facts import GpuFacts, HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceStatus
-from fleet_controller.planning.candidates import Choice, backend_as_asked, engine_options
+from fleet_controller.planning.candidates import Choice
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.secrets import api_key_of
+from fleet_controller.planning.usable import backend_as_asked, engine_options
 from fleet_controller.planning.wishes import kept_options, options_json
 from fleet_inventory.hosts import Host
 

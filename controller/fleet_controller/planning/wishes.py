@@ -12,8 +12,8 @@ from fleet_controller.backends.vllm_cpu import CPU_SUFFIX
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import BackendOverrides, ModelArtifact, ResolvedModel
 from fleet_controller.domain.services import ServiceSpec
-from fleet_controller.planning.candidates import backend_named
 from fleet_controller.planning.secrets import API_KEY_PREFIX
+from fleet_controller.planning.usable import backend_named
 
 # Kept by their names in backend_options: what a user asks of a server, whichever backend it is.
 KEPT_OPTIONS = (*EngineOptions.model_fields, "speculative")

@@ -1090,6 +1090,7 @@ class HostPlan(_message.Message):
     INSTALL_NEEDED_FIELD_NUMBER: _builtins.int
     BECAUSE_FIELD_NUMBER: _builtins.int
     OLD_SERVER_FIELD_NUMBER: _builtins.int
+    LONGEST_CONTEXT_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     action: Global___PlanAction.ValueType
     reason: _builtins.str
@@ -1108,6 +1109,8 @@ class HostPlan(_message.Message):
     """why this backend and quantization, where figures had a say"""
     old_server: _builtins.str
     """of a replace: whether the old server goes on until the new one is ready, or why not"""
+    longest_context: _builtins.int
+    """that would fit entirely, up to what the model was made for; 0 = not known"""
     @_builtins.property
     def fit_lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___FitLine]: ...
     @_builtins.property
@@ -1143,10 +1146,11 @@ class HostPlan(_message.Message):
         install_needed: _builtins.bool = ...,
         because: _builtins.str = ...,
         old_server: _builtins.str = ...,
+        longest_context: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "free_bytes", b"free_bytes", "problem", b"problem", "service", b"service"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "because", b"because", "commands", b"commands", "context_length", b"context_length", "download_bytes", b"download_bytes", "fit", b"fit", "fit_lines", b"fit_lines", "free_bytes", b"free_bytes", "host", b"host", "install_needed", b"install_needed", "memory_kind", b"memory_kind", "old_server", b"old_server", "port", b"port", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "service", b"service", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "_problem", b"_problem", "action", b"action", "backend", b"backend", "backend_version", b"backend_version", "because", b"because", "commands", b"commands", "context_length", b"context_length", "download_bytes", b"download_bytes", "fit", b"fit", "fit_lines", b"fit_lines", "free_bytes", b"free_bytes", "host", b"host", "install_needed", b"install_needed", "longest_context", b"longest_context", "memory_kind", b"memory_kind", "old_server", b"old_server", "port", b"port", "problem", b"problem", "quantization", b"quantization", "reason", b"reason", "service", b"service", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
     _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015

@@ -120,6 +120,28 @@ def test_a_context_that_was_asked_for_is_never_shortened() -> None:
     assert refused.plan.fit_lines and refused.prepare is None
 
 
+def test_the_longest_context_that_fits_is_told_whatever_was_asked_for() -> None:
+    assert plan(context_length=4096).plan.longest_context == 32768
+    small = MAC.model_copy(update={"memory": MAC.memory.model_copy(update={"available_bytes": 6_400_000_000})})
+    short = plan(small).plan
+    asked = plan(small, backend=short.backend, quantization=short.quantization, context_length=4096).plan
+    assert 4096 < asked.longest_context == short.longest_context < 32768
+    exactly = plan(small, backend=short.backend, quantization=short.quantization, context_length=asked.longest_context)
+    longer = plan(
+        small, backend=short.backend, quantization=short.quantization, context_length=asked.longest_context + 256
+    )
+    assert (exactly.plan.fit, longer.plan.fit) == (FitVerdict.FITS, FitVerdict.REFUSED)
+
+
+def test_a_context_beyond_what_the_model_was_made_for_is_said() -> None:
+    longest = MODEL.max_context
+    assert longest is not None
+    longer = plan(context_length=longest + 1).plan
+    said = f"context {longest + 1:,} is longer than the {longest:,} tokens that the model was made for"
+    assert longer.action is PlanAction.START and any(said in warning for warning in longer.warnings)
+    assert not any("made for" in warning for warning in plan(context_length=longest).plan.warnings)
+
+
 def test_wrong_quantization_lists_those_that_exist() -> None:
     failed = plan(quantization="Q7").plan
     assert failed.action is PlanAction.FAIL and failed.problem is not None
