@@ -37,16 +37,18 @@ class ArtifactUses:
 
 
 def texts_of(value: Any) -> frozenset[str]:
-    """Every string anywhere within a dataclass."""
+    """Every string anywhere within a dataclass, or within what JSON holds."""
     return frozenset(_texts(value))
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, tuple):
+    elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _texts(item)
+    elif isinstance(value, dict):
+        yield from _texts(tuple(value.values()))
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from _texts(getattr(value, field.name))

@@ -1,6 +1,8 @@
 """The calls about model files: between wire messages and the Hugging Face cache."""
 
 import asyncio
+import contextlib
+import json
 from typing import Any
 
 from fleet_agent.artifacts.cache import HubCache, list_artifacts
@@ -12,7 +14,20 @@ from fleet_agent.layout import Layout
 from fleet_agent.problem import ProblemError
 from fleet_agent.server.jobs import to_wire
 from fleet_agent.services.supervisor import ServiceSupervisor
+from fleet_agent.steps.cache_marker import cache_marker
 from fleet_proto.v1 import artifacts_pb2
+
+
+def services_of_other_machines(layout: Layout) -> dict[str, frozenset[str]]:
+    """Labs mount homes over the network: what another machine of the same home serves uses the same files."""
+    found = {}
+    for path in layout.root.glob("machines/*/services/*.json"):
+        machine = path.parent.parent
+        if machine == layout.machine_dir:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            found[f"{path.stem} on {machine.name[:12]}"] = texts_of(json.loads(path.read_text(encoding="utf-8")))
+    return found
 
 
 class ArtifactCalls:
@@ -29,9 +44,11 @@ class ArtifactCalls:
     ) -> artifacts_pb2.ListArtifactsReply:
         if request.survey:
             found = await asyncio.to_thread(survey_artifacts, self._layout.hf_home, self._notes, self._uses())
+            cache = await asyncio.to_thread(cache_marker, HubCache(self._layout.hf_home).folder)
         else:
-            found = await asyncio.to_thread(list_artifacts, self._layout.hf_home)
-        return artifacts_pb2.ListArtifactsReply(artifacts=[to_wire(one, artifacts_pb2.Artifact) for one in found])
+            found, cache = await asyncio.to_thread(list_artifacts, self._layout.hf_home), ""
+        artifacts = [to_wire(one, artifacts_pb2.Artifact) for one in found]
+        return artifacts_pb2.ListArtifactsReply(artifacts=artifacts, cache=cache)
 
     async def RemoveArtifacts(
         self, request: artifacts_pb2.RemoveArtifactsRequest, context: Any
@@ -54,4 +71,5 @@ class ArtifactCalls:
             except (ValueError, TypeError, OSError, ProblemError):
                 continue  # a damaged or just removed job runs nothing
         services = {status.spec.name: texts_of(status.spec) for status in self._services.list()}
+        services.update(services_of_other_machines(self._layout))
         return ArtifactUses(services, jobs)

@@ -27,17 +27,40 @@ class HostArtifacts(Frozen):
 
 
 async def list_artifacts(context: FleetContext, pattern: str) -> AsyncGenerator[HostArtifacts]:
-    """What each host holds, as they answer. Raises OperationError for a pattern that means no host."""
+    """What each host holds. Of hosts that share a cache each is told who uses it on the others.
 
-    async def look(host: Host) -> HostArtifacts:
+    Raises OperationError for a pattern that means no host.
+    """
+
+    async def look(host: Host) -> tuple[HostArtifacts, str]:
         try:
             async with context.pool.client(host) as agent:
-                return HostArtifacts(host=host.name, artifacts=await agent.list_artifacts(survey=True))
+                artifacts, cache = await agent.survey_artifacts()
         except Exception as error:
-            return HostArtifacts(host=host.name, problem=problem_of(error))
+            return HostArtifacts(host=host.name, problem=problem_of(error)), ""
+        return HostArtifacts(host=host.name, artifacts=artifacts), cache
 
-    async for found in as_they_finish(context.select(pattern), look):
-        yield found
+    found = [one async for one in as_they_finish(context.select(pattern), look)]
+    for host, cache in found:
+        others = [other for other, shared in found if cache and shared == cache and other.host != host.host]
+        yield with_users_elsewhere(host, others)
+
+
+def with_users_elsewhere(host: HostArtifacts, others: Sequence[HostArtifacts]) -> HostArtifacts:
+    """The same files, used by services of hosts that have the same cache, as "chat on gpu2"."""
+
+    def shared(artifact: Artifact) -> Artifact:
+        name = (artifact.repository, artifact.commit)
+        users = [
+            f"{service} on {other.host}"
+            for other in others
+            for one in other.artifacts
+            if (one.repository, one.commit) == name
+            for service in (*one.services, *one.jobs)
+        ]
+        return artifact.model_copy(update={"services": (*artifact.services, *users)}) if users else artifact
+
+    return host.model_copy(update={"artifacts": tuple(shared(artifact) for artifact in host.artifacts)})
 
 
 async def verify_artifacts(

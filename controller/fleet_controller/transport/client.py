@@ -179,12 +179,15 @@ class AgentClient:
     async def get_identity(self) -> IdentityStatus:
         return from_wire(IdentityStatus, await self._call(self._stub.GetIdentity, agent_pb2.GetIdentityRequest()))
 
-    async def list_artifacts(self, survey: bool = False) -> tuple[Artifact, ...]:
-        """With `survey` also who uses them, who brought them, and what removing them would free."""
-        request = artifacts_pb2.ListArtifactsRequest(survey=survey)
-        limit = DISK_TIMEOUT_SECONDS if survey else CALL_TIMEOUT_SECONDS
-        reply = await self._call(self._stub.ListArtifacts, request, limit)
+    async def list_artifacts(self) -> tuple[Artifact, ...]:
+        reply = await self._call(self._stub.ListArtifacts, artifacts_pb2.ListArtifactsRequest())
         return tuple(from_wire(Artifact, artifact) for artifact in reply.artifacts)
+
+    async def survey_artifacts(self) -> tuple[tuple[Artifact, ...], str]:
+        """With who uses them, who brought them, and what removing them would free; and a word for the cache."""
+        request = artifacts_pb2.ListArtifactsRequest(survey=True)
+        reply = await self._call(self._stub.ListArtifacts, request, DISK_TIMEOUT_SECONDS)
+        return tuple(from_wire(Artifact, artifact) for artifact in reply.artifacts), str(reply.cache)
 
     async def remove_artifacts(self, names: Sequence[ArtifactName]) -> tuple[int, tuple[ArtifactName, ...]]:
         """Removes those that nobody needs now: (bytes freed, what went)."""

@@ -1,13 +1,18 @@
 """Who uses which files of the cache, who brought them, and what goes when one is removed."""
 
+import json
 from pathlib import Path
+
+import pytest
 
 from fleet_agent.artifacts.cache import HubCache, list_artifacts
 from fleet_agent.artifacts.hashing import new_hash
 from fleet_agent.artifacts.survey import ArtifactUses, delete, set_aside, survey_artifacts, texts_of
 from fleet_agent.artifacts.verified import VerifiedNotes
 from fleet_agent.jobs.model import ArtifactFile, HubDownloadStep, JobSpec, Step
+from fleet_agent.server.artifacts import services_of_other_machines
 from fleet_agent.services.model import ServiceSpec, ToolReference
+from support.agent_jobs import make_layout
 
 FIRST, SECOND = "1" * 40, "2" * 40
 NOBODY = ArtifactUses({}, {})
@@ -91,3 +96,16 @@ def test_names_that_lead_out_of_the_cache_remove_nothing(tmp_path: Path) -> None
     for repository, commit in (("../precious", FIRST), ("o/m", "../../.."), ("o/m", ""), ("", FIRST), ("o/m", "main")):
         assert set_aside(HubCache(tmp_path), repository, commit, NOBODY) is None
     assert len(list_artifacts(tmp_path)) == 1
+
+
+def test_what_another_machine_of_the_same_home_serves_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = make_layout(tmp_path, monkeypatch)
+    put(layout.hf_home, FIRST, {"model.gguf": b"weights"})
+    place = str(HubCache(layout.hf_home).snapshot("o/m", FIRST) / "model.gguf")
+    for machine in (layout.machine_dir, layout.machine_dir.with_name("rack")):
+        (machine / "services").mkdir(parents=True, exist_ok=True)
+        (machine / "services" / "chat.json").write_text(json.dumps({"spec": {"arguments": ["--model", place]}}))
+    (layout.machine_dir.with_name("rack") / "services" / "torn.json").write_text("{")
+    uses = ArtifactUses(services_of_other_machines(layout), {})
+    assert uses.of("o/m", FIRST) == (("chat on rack",), ())
+    assert set_aside(HubCache(layout.hf_home), "o/m", FIRST, uses) is None
