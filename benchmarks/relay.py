@@ -57,6 +57,7 @@ class Load:
     link: float
     uplink: float  # of the internet; 0 where the head has the file already
     piece_bytes: int
+    paced: bool = False  # nothing is shaped: the head sends at the link's rate, and all others as it comes
 
     @property
     def ideal_seconds(self) -> float:
@@ -88,7 +89,7 @@ def names_of(hosts: int) -> list[str]:
 
 @contextlib.contextmanager
 def shaped(load: Load, hosts: int) -> Iterator[ShapedNetwork]:
-    network = ShapedNetwork(load.link)
+    network = ShapedNetwork(0.0 if load.paced else load.link)
     try:
         yield network
     finally:
@@ -120,7 +121,7 @@ def measure_relay(load: Load, hosts: int, tls: bool) -> Outcome:
                 control.lab = lab
                 if not load.uplink:
                     put_into_cache(lab.hf_home(names[0]), manifest, load.file.parent)
-                lab.start_all()
+                lab.start_all(round(load.link) if load.paced else 0)
                 before = {name: relay.cpu_seconds() for name, relay in lab.relays.items()}
                 started = control.begin()
                 ended = control.wait_until_complete(names, load.ideal_seconds * LIMIT_FACTOR)
@@ -172,6 +173,7 @@ def start_hub(load: Load, network: ShapedNetwork) -> Hub:
 CHAIN = """
 import socket, sys, time
 role, port, upstream, path = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+rate = float(sys.argv[6])
 server = socket.create_server((role, port))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -185,7 +187,11 @@ sink = None
 if sys.argv[5] == "serves":
     sink, _ = server.accept()
 out = open(path, "wb") if upstream else None
+due = time.monotonic()
 while block := read():
+    if rate and not upstream:
+        due += len(block) / rate
+        time.sleep(max(0.0, due - time.monotonic()))
     if sink: sink.sendall(block)
     if out: out.write(block)
 """
@@ -201,7 +207,8 @@ def measure_bare(load: Load, hosts: int) -> Outcome:
             upstream = cables[number - 1].address if number else ""
             path = str(load.file) if not number else str(folder / names[number])
             last = "ends" if number == hosts else "serves"
-            argv = [*cable.prefix, sys.executable, "-c", CHAIN, cable.address, "9000", upstream, path, last]
+            rate = str(load.link if load.paced else 0.0)
+            argv = [*cable.prefix, sys.executable, "-c", CHAIN, cable.address, "9000", upstream, path, last, rate]
             processes.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         for process in processes:
             assert process.stdout is not None
@@ -332,6 +339,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="size of the file, as time on the slowest link")
     parser.add_argument("--megabytes", type=float, default=0.0, help="size of the file, instead of --seconds")
     parser.add_argument("--piece-bytes", type=int, default=0, help="0: as the product chooses it")
+    parser.add_argument("--paced", action="store_true", help="no shaping, the head keeps the rate: for the CPU column")
     parser.add_argument("--ways", default="bare,plain,tls,rsync,http")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the disk to be used")
     given = parser.parse_args()
@@ -341,7 +349,7 @@ def main() -> None:
     link, uplink = given.megabits * 125_000, given.internet_megabits * 125_000
     size = round(given.megabytes * 1e6 or given.seconds * min(link, uplink or link))
     with tempfile.TemporaryDirectory(prefix="fleet-relay-", dir=given.folder) as text:
-        load = prepare(Path(text), size, link, uplink, given.piece_bytes)
+        load = dataclasses.replace(prepare(Path(text), size, link, uplink, given.piece_bytes), paced=given.paced)
         outcomes = []
         for count in counts:
             for way in ways:

@@ -318,7 +318,10 @@ class LoopbackNetwork:
 
 @dataclass
 class ShapedNetwork:
-    """A network namespace for each host, on one bridge; what it sends and what it gets is held to a rate by tc-tbf."""
+    """A network namespace for each host, on one bridge; what it sends and what it gets is held to a rate by tc-tbf.
+
+    A rate of 0 shapes nothing.
+    """
 
     rate_bytes_per_second: float
     cables: dict[str, Cable] = field(default_factory=dict)
@@ -350,7 +353,8 @@ class ShapedNetwork:
         run("ip", "-n", namespace, "link", "set", "eth0", "up")
         run("ip", "-n", namespace, "link", "set", "lo", "up")
         self.cables[name] = Cable(address, ("ip", "netns", "exec", namespace), namespace, link)
-        self.shape(name, self.rate_bytes_per_second)
+        if self.rate_bytes_per_second:
+            self.shape(name, self.rate_bytes_per_second)
         return self.cables[name]
 
     def shape(self, name: str, down_bytes_per_second: float, up_bytes_per_second: float = 0.0) -> None:
@@ -377,7 +381,7 @@ class ShapedNetwork:
 def _bucket(bytes_per_second: float) -> list[str]:
     rate = f"{round(bytes_per_second * 8)}bit"
     # Tokens for 10 ms: a timer that a busy machine serves late must not take rate away. A queue as a switch's port has.
-    burst = max(64_000, round(bytes_per_second * 0.01))
+    burst = max(72_000, round(bytes_per_second * 0.01))
     return ["tbf", "rate", rate, "burst", str(burst), "latency", "50ms"]
 
 
@@ -433,9 +437,10 @@ class RelayLab(Generic[Relay]):
         self.relays[name] = relay
         return relay
 
-    def start_all(self) -> None:
+    def start_all(self, head_upload_bytes_per_second: int = 0) -> None:
+        """The head is the first of the names."""
         for name in self.names:
-            self.start(name)
+            self.start(name, upload_bytes_per_second=0 if name != self.names[0] else head_upload_bytes_per_second)
         for relay in self.relays.values():
             relay.port()
 

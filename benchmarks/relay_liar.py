@@ -17,6 +17,7 @@ def lie(after_bytes: int) -> None:
 
     def send_file(
         self: ServerLink,
+        head: bytes,
         descriptor: int,
         offset: int,
         count: int,
@@ -26,7 +27,7 @@ def lie(after_bytes: int) -> None:
         block = bytearray(os.pread(descriptor, count, offset))
         if total[0] >= after_bytes:
             block[count // 2] ^= 1
-        self.send(bytes(block))
+        self.send(head + bytes(block))
         total[0] += count
         on_bytes(count)
 

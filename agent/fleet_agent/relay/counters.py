@@ -1,12 +1,13 @@
 """What a node's threads count, for its progress events."""
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
 
 RATE_SECONDS = 2.0
-TASKS = Path("/proc/self/task")
+TASKS = "/proc/self/task"
 
 
 class Counters:
@@ -48,10 +49,10 @@ class Counters:
         regular times by one thread.
         """
         now, waited = time.monotonic(), {}
-        with contextlib.suppress(OSError):
-            for task in TASKS.iterdir():
+        with contextlib.suppress(OSError), os.scandir(TASKS) as tasks:
+            for task in tasks:
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    waited[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+                    waited[task.name] = int(Path(task.path, "schedstat").read_bytes().split()[1]) / 1e9
         self._waits = [wait for wait in self._waits if now - wait[0] <= RATE_SECONDS] + [(now, waited)]
         before = self._waits[0][1]
         return max((seconds - before.get(task, seconds) for task, seconds in waited.items()), default=0.0)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fleet_agent.relay.control import Peer, TlsFiles
 from fleet_agent.relay.frames import ALIVE, HEAD_BYTES, Frame, ProtocolError, unpack
+from fleet_agent.relay.inflow import Inflow, PlainInflow, TlsInflow
 from fleet_agent.relay.limits import RateLimit
 
 TICK_SECONDS = 0.25
@@ -27,12 +28,14 @@ HANDSHAKE_SECONDS = 5.0
 UNACKNOWLEDGED_MILLISECONDS = 1500
 SILENT_PROGRAM_SECONDS = 10.0
 SEND_SECONDS = 15.0
-# Wake a reader once that much has come, not at each packet: a core would go into wake-ups at N = 16 otherwise.
-LOW_WATER_BYTES = 32 << 10
 RECEIVE_BUFFER_BYTES = 2 << 20
-TLS_RECORD_BYTES = 17 << 10
 TLS_BLOCK_BYTES = 256 << 10
 LIMITED_BLOCK_BYTES = 64 << 10
+SMALL_BUFFER_BYTES = 16 << 10
+BUFFERED_PAYLOADS = 3
+RECEIVED_AT_ONCE_BYTES = 4096
+# The head of a frame goes out in one packet with the payload's first bytes (Linux; elsewhere it costs a packet).
+MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 DARWIN_CONNECTION_DROP_TIME = 0x80  # <netinet/tcp.h> TCP_RXT_CONNDROPTIME, seconds; Python has no name for it
 
 
@@ -68,7 +71,7 @@ def _context(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def certificate_name(connection: ssl.SSLSocket) -> str:
+def certificate_name(connection: ssl.SSLSocket | ssl.SSLObject) -> str:
     """The one DNS name of the peer's verified certificate. Raises NotAllowed."""
     certificate = connection.getpeercert() or {}
     entries: list[tuple[str, str]] = list(certificate.get("subjectAltName", ()))  # type: ignore[arg-type]
@@ -124,31 +127,40 @@ def dial(peer: Peer, context: ssl.SSLContext | None) -> "Link":
     try:
         tune(connection, UNACKNOWLEDGED_MILLISECONDS)
         _widen(connection)
-        if context is not None:
-            connection.settimeout(HANDSHAKE_SECONDS)
-            connection = context.wrap_socket(connection)
-            if certificate_name(connection) != peer.name:
-                raise NotAllowed(f"its certificate names {certificate_name(connection)!r}")
+        return Link(connection, peer.name, _inflow(connection, context, peer))
     except (ssl.SSLCertVerificationError, NotAllowed) as error:
         connection.close()
         raise LinkLost("certificate", str(error)) from None
     except TimeoutError:
         connection.close()
         raise LinkLost("silent", "no answer to the greeting") from None
-    except OSError as error:
+    except (OSError, EOFError) as error:
         connection.close()
-        raise LinkLost("closed", str(error)) from None
-    return Link(connection, peer.name)
+        raise LinkLost("closed", str(error) or "the other side closed the link") from None
+
+
+def _inflow(connection: socket.socket, context: ssl.SSLContext | None, peer: Peer) -> Inflow:
+    if context is None:
+        return PlainInflow(connection)
+    inflow = TlsInflow(connection, context)
+    inflow.handshake(HANDSHAKE_SECONDS)
+    if certificate_name(inflow.session) != peer.name:
+        raise NotAllowed(f"its certificate names {certificate_name(inflow.session)!r}")
+    return inflow
 
 
 class Link:
-    """The dialling side's end: waits in ticks, so that its thread can look at what else goes on."""
+    """The dialling side's end: waits in ticks, so that its thread can look at what else goes on.
 
-    def __init__(self, connection: socket.socket, peer: str) -> None:
+    What comes is read into one buffer, as much as there is; frames are looked at where they lie.
+    """
+
+    def __init__(self, connection: socket.socket, peer: str, inflow: Inflow) -> None:
         self.connection = connection
         self.peer = peer
-        self._tls = isinstance(connection, ssl.SSLSocket)
-        self._low_water = 1
+        self._inflow = inflow
+        self._buffer = memoryview(bytearray(SMALL_BUFFER_BYTES))
+        self._start = self._end = 0
         self._silent_seconds = 0.0
         connection.settimeout(TICK_SECONDS)
 
@@ -156,48 +168,69 @@ class Link:
         with contextlib.suppress(OSError):
             self.connection.close()
 
+    def expect(self, largest_bytes: int) -> None:
+        """Room for payloads of that size, so that a few of them are moved about at most."""
+        self._make_room(BUFFERED_PAYLOADS * (largest_bytes + HEAD_BYTES))
+
     def send(self, data: bytes) -> None:
         """A few small frames. Raises LinkLost."""
         try:
-            self.connection.sendall(data)
+            self._inflow.send(data)
         except OSError as error:
             raise _lost(error) from None
 
-    def receive(self, length: int, on_quiet: Callable[[], None]) -> bytearray:
-        data = bytearray(length)
-        self.receive_into(memoryview(data), on_quiet, None)
-        return data
+    def receive_frame(self, on_quiet: Callable[[], None], payload_bytes: int = 0) -> Frame:
+        """The next frame's head; raises LinkLost, ProtocolError, and whatever on_quiet raises.
 
-    def receive_frame(self, on_quiet: Callable[[], None]) -> Frame:
-        """The next frame's head; raises LinkLost, ProtocolError, and whatever on_quiet raises."""
-        return unpack(self.receive(HEAD_BYTES, on_quiet))
+        payload_bytes: how long a payload is likely to follow, for which the thread may sleep on.
+        """
+        return unpack(self.receive(HEAD_BYTES, on_quiet, payload_bytes=payload_bytes))
 
-    def receive_into(
+    def receive(
         self,
-        view: memoryview,
+        length: int,
         on_quiet: Callable[[], None],
-        limit: RateLimit | None,
+        limit: RateLimit | None = None,
         on_bytes: Callable[[int], None] | None = None,
-    ) -> None:
-        """Fills `view`. on_quiet() is called after each tick without a byte; it may raise to give up."""
-        while view:
-            block = view if limit is None or not limit.limited else view[:LIMITED_BLOCK_BYTES]
-            count = self._receive_some(block)
+        payload_bytes: int = 0,
+    ) -> memoryview:
+        """That many bytes, to be used before the next call. on_quiet() is called after each tick without any; it may
+        raise to give up. on_bytes() is told of them as they come."""
+        self._make_room(length + payload_bytes)
+        told = 0
+        while True:
+            there = min(length, self._end - self._start)
+            if on_bytes is not None and there > told:
+                on_bytes(there - told)
+                told = there
+            if there == length:
+                view = self._buffer[self._start : self._start + length]
+                self._start += length
+                return view
+            count = self._receive_some(length - there + payload_bytes, limit)
             if count == 0:
                 on_quiet()
-                continue
-            view = view[count:]
-            if limit is not None:
-                limit.take(count)
-            if on_bytes is not None:
-                on_bytes(count)
 
-    def _receive_some(self, view: memoryview) -> int:
+    def _make_room(self, length: int) -> None:
+        """For `length` bytes from the start of what is there on."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        if self._start + length <= len(self._buffer):
+            return
+        there = self._end - self._start
+        buffer = self._buffer if length <= len(self._buffer) else memoryview(bytearray(length))
+        buffer[:there] = bytes(self._buffer[self._start : self._end])
+        self._buffer, self._start, self._end = buffer, 0, there
+
+    def _receive_some(self, wanted: int, limit: RateLimit | None) -> int:
         """Bytes read; 0 after a tick without any."""
-        self._set_low_water(len(view))
+        limited = limit is not None and limit.limited
+        room = self._buffer[self._end : self._end + LIMITED_BLOCK_BYTES] if limited else self._buffer[self._end :]
         started = time.monotonic()
         try:
-            count = self.connection.recv_into(view)
+            count = self._inflow.read_into(room, min(wanted, len(room)))
+        except EOFError:
+            raise LinkLost("closed", "the other side closed the link") from None
         except TimeoutError as error:
             if error.errno is not None:  # the kernel has given the link up; a tick that passed has no number
                 raise _lost(error) from None
@@ -205,28 +238,19 @@ class Link:
             return 0
         except OSError as error:
             raise _lost(error) from None
-        if count == 0:
-            raise LinkLost("closed", "the other side closed the link")
+        self._end += count
         self._silent_seconds = 0.0
+        if limit is not None:
+            limit.take(count)
         return count
 
     def _be_quiet(self, waited_seconds: float) -> None:
         """Something to acknowledge goes out, so that the kernel finds a cut. A tick that was late counts as one."""
-        self._set_low_water(1)
+        self._inflow.hurry()
         self._silent_seconds += waited_seconds
         if self._silent_seconds > SILENT_PROGRAM_SECONDS:
             raise LinkLost("silent", f"not a byte in {SILENT_PROGRAM_SECONDS:g} s")
         self.send(ALIVE)
-
-    def _set_low_water(self, wanted: int) -> None:
-        """TLS has taken up to a record out of the kernel already, so the last record of a piece wakes at once."""
-        if sys.platform != "linux":
-            return
-        margin = TLS_RECORD_BYTES if self._tls else 0
-        low_water = max(1, min(LOW_WATER_BYTES, wanted - margin))
-        if low_water != self._low_water:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low_water)
-            self._low_water = low_water
 
 
 def _lost(error: OSError) -> LinkLost:
@@ -241,6 +265,7 @@ class ServerLink:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self._tls = isinstance(connection, ssl.SSLSocket)
+        self._block = bytearray()  # under TLS: a frame's head and the bytes that follow, to be encrypted together
         self._sent_at = time.monotonic()
         connection.settimeout(SEND_SECONDS)
 
@@ -281,6 +306,13 @@ class ServerLink:
         self.connection.settimeout(SEND_SECONDS)
         return data
 
+    def receive_some(self) -> bytes:
+        """What there is, after wait() said that there is something; at most a few hundred small frames."""
+        data = self.connection.recv(RECEIVED_AT_ONCE_BYTES)
+        if not data:
+            raise EOFError
+        return data
+
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
         self._sent_at = time.monotonic()
@@ -291,12 +323,17 @@ class ServerLink:
             self.send(ALIVE)
 
     def send_file(
-        self, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
+        self, head: bytes, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
     ) -> None:
-        """Bytes of a file: by sendfile on a plain link, by large blocks under TLS. Raises OSError, EOFError."""
+        """A frame whose payload is bytes of a file: by sendfile on a plain link, by large blocks under TLS.
+
+        Raises OSError, EOFError.
+        """
+        self._sent_at = time.monotonic()
         if self._tls:
-            self._send_blocks(descriptor, offset, count, limit, on_bytes)
+            self._send_blocks(head, descriptor, offset, count, limit, on_bytes)
             return
+        self.connection.sendall(head, MSG_MORE)
         while count:
             block = min(count, LIMITED_BLOCK_BYTES) if limit.limited else count
             limit.take(block)
@@ -318,17 +355,22 @@ class ServerLink:
             return sent
 
     def _send_blocks(
-        self, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
+        self, head: bytes, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
     ) -> None:
+        if not self._block:
+            self._block = bytearray(HEAD_BYTES + TLS_BLOCK_BYTES)
+        self._block[:HEAD_BYTES] = head
+        before = HEAD_BYTES
         while count:
             wanted = min(count, LIMITED_BLOCK_BYTES if limit.limited else TLS_BLOCK_BYTES)
-            block = os.pread(descriptor, wanted, offset)
-            if not block:
+            view = memoryview(self._block)
+            read = os.preadv(descriptor, [view[before : before + wanted]], offset)
+            if not read:
                 raise EOFError
-            limit.take(len(block))
-            self.connection.sendall(block)
-            offset, count = offset + len(block), count - len(block)
-            on_bytes(len(block))
+            limit.take(read)
+            self.connection.sendall(view[: before + read])
+            offset, count, before = offset + read, count - read, 0
+            on_bytes(read)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -22,11 +22,13 @@ from fleet_agent.relay.store import Disordered, PieceStore, StoredFile, WrongFil
 WINDOW_BYTES = 8 << 20
 FEWEST_PIECES_AHEAD = 4
 MOST_PIECES_AHEAD = 128
+ASKED_AT_ONCE_SHARE = 4
 RETRY_SECONDS = 0.5
 # Who served a wrong piece is asked again only if the controller has named nobody else for that long.
 CORRUPT_RETRY_SECONDS = 10.0
 HASH_WAIT_SECONDS = 0.25
 DRAIN_SECONDS = 1.0
+DRAINED_AT_ONCE_BYTES = 16 << 10
 
 
 class Retargeted(Exception):
@@ -104,7 +106,6 @@ class Receiver:
         self._fail = fail
         self._lost_hashes = lost_hashes
         self._head_name = ""
-        self._buffer = bytearray(spec.manifest.piece_bytes)
         self.target = Target()
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
 
@@ -139,6 +140,7 @@ class Receiver:
         link: Link | None = None
         try:
             link = dial(peer, self._context)
+            link.expect(self._spec.manifest.piece_bytes)
             greet(link, self._spec, "pieces", lambda: self.target.check(peer))
             self._pull(link, peer)
             return 0.0
@@ -170,7 +172,8 @@ class Receiver:
                     return
                 self._next_file(peer)
                 continue
-            frame = link.receive_frame(lambda: self.target.check(peer))
+            length = self._spec.manifest.length(*ahead[0])
+            frame = link.receive_frame(lambda: self.target.check(peer), length)
             if frame.kind is Kind.PIECE:
                 self._take(link, peer, frame, ahead)
             elif frame.kind is Kind.HASHES and peer.name == self._head_name:
@@ -183,7 +186,10 @@ class Receiver:
                 raise ProtocolError(f"{frame.kind.name} from an upstream")
 
     def _ask(self, link: Link, ahead: deque[tuple[int, int]]) -> None:
+        """Several at once: a request for each piece would wake the other side once more for each."""
         most = max(FEWEST_PIECES_AHEAD, min(MOST_PIECES_AHEAD, WINDOW_BYTES // self._spec.manifest.piece_bytes))
+        if len(ahead) > most - most // ASKED_AT_ONCE_SHARE:
+            return
         requests = bytearray()
         while len(ahead) < most:
             wanted = self._store.next_wanted(ahead[-1] if ahead else None)
@@ -208,9 +214,8 @@ class Receiver:
         wanted = ahead[0]
         if (frame.file, frame.piece) != wanted or frame.length != self._spec.manifest.length(*wanted):
             raise ProtocolError("a piece that was not asked for")
-        view = memoryview(self._buffer)[: frame.length]
         # Between pieces a change of upstream is followed at once; within one only where nothing comes any more.
-        link.receive_into(view, lambda: self.target.check(peer), self._limit, self._counters.received)
+        view = link.receive(frame.length, lambda: self.target.check(peer), self._limit, self._counters.received)
         file = self._store.files[frame.file]
         while not self._store.wait_for_hash(file, frame.piece, HASH_WAIT_SECONDS):
             self.target.check(peer)
@@ -238,7 +243,7 @@ class Receiver:
         with contextlib.suppress(LinkLost, Retargeted):
             link.send(Frame(Kind.REFUSED, frame.file, frame.piece).pack())
             while True:
-                link.receive_into(memoryview(self._buffer), check, None)
+                link.receive(DRAINED_AT_ONCE_BYTES, check)
                 check()
 
     def _check_whole(self, file: StoredFile, step: Callable[[], bool]) -> None:

@@ -251,6 +251,8 @@ class PieceSession:
         self._wake = wake
         self._on_damage = on_damage
         self._asked: deque[tuple[int, int]] = deque()
+        self._unread = b""  # the beginning of a frame
+        self._unread_since = 0.0
 
     def run(self) -> None:
         """Until the link ends, which raises OSError, EOFError or ProtocolError."""
@@ -259,12 +261,22 @@ class PieceSession:
             ready = bool(self._asked) and self._store.has(*self._asked[0])
             if self._link.wait(self._wake.reader, 0.0 if ready else ALIVE_SECONDS):
                 self._read()
+            elif self._unread and time.monotonic() - self._unread_since > FRAME_SECONDS:
+                raise TimeoutError("a frame took too long to come")
             elif ready:
                 self._send(*self._asked.popleft())
             self._link.say_alive()
 
     def _read(self) -> None:
-        frame = unpack(self._link.receive(HEAD_BYTES, FRAME_SECONDS))
+        if not self._unread:
+            self._unread_since = time.monotonic()
+        data = self._unread + self._link.receive_some()
+        whole = len(data) - len(data) % HEAD_BYTES
+        for at in range(0, whole, HEAD_BYTES):
+            self._hear(unpack(data[at : at + HEAD_BYTES]))
+        self._unread = data[whole:]
+
+    def _hear(self, frame: Frame) -> None:
         if frame.kind is Kind.REQUEST:
             self._check_range(frame)
             if len(self._asked) >= 2 * MOST_PIECES_AHEAD:
@@ -287,8 +299,8 @@ class PieceSession:
             if place is None:
                 raise EOFError
             descriptor, offset, length = place
-            self._link.send(Frame(Kind.PIECE, file, piece, length).pack())
-            self._link.send_file(descriptor, offset, length, self._limit, self._counters.sent)
+            head = Frame(Kind.PIECE, file, piece, length).pack()
+            self._link.send_file(head, descriptor, offset, length, self._limit, self._counters.sent)
 
 
 class HashSession:

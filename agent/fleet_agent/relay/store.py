@@ -145,7 +145,7 @@ class PieceStore:
 
     # -- hashes -----------------------------------------------------------------------------------------------
 
-    def add_hashes(self, number: int, first: int, data: bytes | bytearray) -> None:
+    def add_hashes(self, number: int, first: int, data: bytes | memoryview) -> None:
         """Hashes that the head announced. One that differs from what was known takes that back, and all after it.
 
         A file that is whole has the hub's hash, so it needs none. Raises Disordered where they would leave a gap.
@@ -195,12 +195,13 @@ class PieceStore:
             if found != file.hash_of(piece):
                 raise WrongPiece
         self._write(file, piece * self.manifest.piece_bytes, data)
-        file.running.update(data)
         with self._changed:
             if file.epoch != epoch:
                 raise Disordered
             file.verified += 1
             self._tell()
+        # Last, since whoever waits for the piece needs none of it; only this thread asks for the whole file's hash.
+        file.running.update(data)
         return self.check_whole(file)
 
     def _write(self, file: StoredFile, offset: int, data: memoryview) -> None:
