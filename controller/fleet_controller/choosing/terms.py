@@ -15,6 +15,7 @@ from fleet_controller.choosing.work import LLAMA_CPP, NEWEST_INSTRUCTIONS, Cell,
 
 # A transposed copy touches a sector of 32 bytes for each value of 2 bytes on one side, and 2 bytes on the other.
 TRANSPOSED_BYTES_PER_VALUE = 32 + 2
+MOST_WMMA_HEAD = 256
 # Scores of attention without flash attention: written, scaled and masked, normalised, read; 4 bytes each.
 SCORE_BYTES = 4 * 4
 TILE_TOKENS = 64
@@ -116,7 +117,8 @@ def _prefill(cell: Cell) -> Iterator[NamedTerm]:
     unpacking = _extra_operations(cell) * model.parameters_read / vector_operations(cell) / TILE_TOKENS
     yield NamedTerm("unpacking", unpacking, (*arithmetic, *_shared("prefill.unpacking", engine)))
     scores = _shared("prefill.scores", engine)
-    yield NamedTerm("attention", model.score_operations(cell.middle_depth) / rate, (*arithmetic, *scores))
+    scoring = rate if _scores_on_matrix_units(cell) else vector_operations(cell)
+    yield NamedTerm("attention", model.score_operations(cell.middle_depth) / scoring, (*arithmetic, *scores))
     softmax = model.attention_layers * model.query_heads * cell.middle_depth / vector_operations(cell)
     yield NamedTerm("softmax", softmax, (*arithmetic, *_shared("prefill.softmax", engine)))
     tile = TILE_TOKENS if engine.flash_attention else batch
@@ -129,6 +131,18 @@ def _prefill(cell: Cell) -> Iterator[NamedTerm]:
     yield NamedTerm("weights", read, (*everywhere, *_shared("prefill.weights", engine)))
     yield NamedTerm("layers", model.layers / batch, (*everywhere, *layer))
     yield NamedTerm("server", float(engine.over_http) / cell.tokens, _shared("prefill.request", engine))
+
+
+def _scores_on_matrix_units(cell: Cell) -> bool:
+    """Whether flash attention of many tokens has a kernel for the matrix units.
+
+    llama.cpp on an RDNA chip takes its tile kernel, which computes on vector units, for heads of more than 256 values,
+    as multi-head latent attention has (ggml-cuda/fattn.cu of b11434, ggml_cuda_get_best_fattn_kernel:
+    `amd_wmma_available && gqa_opt_applies && Q->ne[0] <= 256`).
+    """
+    engine = cell.engine
+    tiles = engine.engine == LLAMA_CPP and engine.runtime == "rocm" and engine.flash_attention
+    return not tiles or cell.model.key_length <= MOST_WMMA_HEAD
 
 
 def _empty_share(cell: Cell, batch: int) -> float:
