@@ -12,7 +12,7 @@ def percent(part: float) -> str:
 
 
 def score(quality: Quality) -> str:
-    return f"{quality.name} {quality.score:g} ({quality.low:g} to {quality.high:g})"
+    return f"{quality.name} {quality.score:.3g} ({quality.low:.3g} to {quality.high:.3g})"
 
 
 def fit(option: Option) -> str:

@@ -30,6 +30,7 @@ from fleet_proto.v1 import controller_pb2
 
 COLUMNS = ("HOST", "MODEL", "QUANT", "BACKEND", "PROTOCOL", "ASKS", "QUESTIONS", "AT ONCE", "TIME", "ACTION", "WHY")
 STYLES = {"run": GREEN, "skip": YELLOW, "refuse": RED, "fail": RED}
+DEFAULT_PROTOCOL = "lm-eval"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def run_eval(options: EvalOptions) -> None:
         raise UsageFailure("--all and --questions exclude each other", "leave one of them out")
     if options.perplexity and (options.subjects or options.questions or options.all or options.dataset):
         raise UsageFailure("--perplexity asks no questions", "--corpus FILE and --chunks N say what it reads")
+    if options.perplexity and (options.protocol != DEFAULT_PROTOCOL or options.deploy):
+        raise UsageFailure("--perplexity reads files, and asks no server", "leave --protocol and --deploy out")
     if not options.perplexity and (options.corpus or options.chunks or options.base):
         raise UsageFailure("--corpus, --chunks and --base go with --perplexity", "add it, or leave them out")
     call(_evaluate(options), when_interrupted=typed_command())
@@ -153,9 +156,13 @@ def _print_needs(cell: controller_pb2.EvalCell, stream: TextIO) -> None:
 
 
 def _row(cell: controller_pb2.EvalCell) -> tuple[str, ...]:
-    engine = f"{cell.backend} {cell.backend_version}".strip() + (" (install)" if cell.install_needed else "")
+    install = " (install)" if cell.install_needed else ""
+    # Where a service is asked, what is missing is the harness; else it may be the engine, too.
+    asks_service = cell.server.startswith("service ")
+    engine = f"{cell.backend} {cell.backend_version}".strip() + ("" if asks_service else install)
+    protocol = (cell.protocol or "-") + (install if asks_service else "")
     return (
-        cell.host, cell.model or "-", cell.quantization or "-", engine or "-", cell.protocol or "-", cell.server or "-",
+        cell.host, cell.model or "-", cell.quantization or "-", engine or "-", protocol, cell.server or "-",
         str(cell.questions or "-"), str(cell.workers or "-"),
         f"about {duration(cell.estimated_seconds)}" if cell.estimated_seconds else "-", word_of(cell, "action"),
         "see below" if cell.HasField("problem") else cell.reason or "-",

@@ -51,6 +51,6 @@ def planning_note(questions: int, share: float = 0.6) -> str:
     width = 1.96 * (share * (1 - share) / questions) ** 0.5
     return (
         f"{questions} questions give about ±{100 * width:.1f} points; two models that differ by "
-        f"{100 * DIFFERENCE_OF_INTEREST:.0f} points are told apart by about {needed} questions each, fewer where both "
-        "answer mostly alike (all quantizations are asked the same questions)"
+        f"{100 * DIFFERENCE_OF_INTEREST:.0f} points are told apart by about {needed:,} questions each, fewer where "
+        "both answer mostly alike (all quantizations are asked the same questions)"
     )

@@ -48,7 +48,7 @@ def question_cells(
         return [_served(case, protocol, status, resolved) for status in ready]
     try:
         if not request.deploy:
-            raise CellStopped(CellAction.FAIL, _nothing_ready(case, model, serving))
+            raise CellStopped(CellAction.FAIL, _nothing_ready(case, request, model, resolved, serving))
         if isinstance(resolved, Exception):
             raise CellStopped(CellAction.FAIL, problem_of(resolved))
         wanted: Sequence[str] = request.quantizations or ("",)
@@ -77,11 +77,18 @@ def _serves(status: ServiceStatus, request: EvalRequest, model: str, resolved: R
     return spec.name in (model, resolved.name) or (bool(spec.model) and spec.model in places)
 
 
-def _nothing_ready(case: Case, model: str, serving: list[ServiceStatus]) -> Problem:
+def _nothing_ready(
+    case: Case, request: EvalRequest, model: str, resolved: ResolvedModel | Exception, serving: list[ServiceStatus]
+) -> Problem:
     if serving:
         word = serving[0].state.value.removeprefix("SERVICE_STATE_").lower()
         return Problem(code="not-ready", message=f"{serving[0].spec.name} is {word}", remedy="fleet ps")
-    message = f"no service of {case.host.name} serves {model}"
+    wishes = " ".join(part for part in (model, request.quantization, request.backend) if part)
+    message = f"no service of {case.host.name} serves {wishes}"
+    whatever = request.model_copy(update={"quantization": "", "backend": ""})
+    others = [status.spec for status in case.state.services if _serves(status, whatever, model, resolved)]
+    if others:
+        message += "; there is " + ", ".join(f"{one.name} {one.quantization}, {one.backend}" for one in others)
     remedy = "--deploy starts a server for this evaluation only, or: fleet deploy it first"
     return Problem(code="no-service", message=message, remedy=remedy)
 

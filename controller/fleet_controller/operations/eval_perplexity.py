@@ -45,7 +45,7 @@ def perplexity_cells(case: Case, request: EvalRequest, models: list[ResolvedMode
     found.sort(key=lambda pair: -(pair[1].weights_bytes or pair[1].download_bytes()))
     name = ", ".join(dict.fromkeys(model.name for model in models))
     try:
-        wanted = _wanted(case, request, found, name)
+        wanted = _wanted(case, request, found)
         base, cells = _base(case, request, found), []
         for model, artifact in wanted:
             same = base is not None and base.judged.path == artifact_path(case, model, artifact, BACKEND)
@@ -57,7 +57,7 @@ def perplexity_cells(case: Case, request: EvalRequest, models: list[ResolvedMode
 
 
 def _wanted(
-    case: Case, request: EvalRequest, found: list[tuple[ResolvedModel, ModelArtifact]], name: str
+    case: Case, request: EvalRequest, found: list[tuple[ResolvedModel, ModelArtifact]]
 ) -> list[tuple[ResolvedModel, ModelArtifact]]:
     have = ", ".join(dict.fromkeys(artifact.quantization for _, artifact in found)) or "no GGUF file"
     if request.quantizations:
@@ -68,7 +68,7 @@ def _wanted(
         remedy = f"name quantizations with --quant: {have}"
     if not chosen:
         what = request.quantization or "any file"
-        problem = Problem(code="no-artifact", message=f"{name}: {what} is not there to be measured", remedy=remedy)
+        problem = Problem(code="no-artifact", message=f"{what} is not there to be measured", remedy=remedy)
         raise CellStopped(CellAction.FAIL, problem)
     return chosen
 

@@ -173,6 +173,10 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(fleet: FleetWorld) ->
         (["--dataset", "/nowhere"], "is no folder"),
     ):
         assert says in fleet.run(*command(fleet, *words), code=2).stderr
+    files = fleet.run("eval", "chat-f16", "--hosts", "a", "--perplexity", "--protocol", "tiger", code=2)
+    assert "--perplexity reads files, and asks no server" in files.stderr
+    other = fleet.run(*command(fleet, "--quant", "Q2_K"), code=1)
+    assert "no service of a serves chat-f16 Q2_K; there is chat-f16 F16, llama.cpp" in other.stderr
 
 
 def test_a_model_that_nobody_serves_gets_a_server_of_its_own_where_asked(
