@@ -15,8 +15,9 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import StoredPlan
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.restoring import demand_ours, restore
+from fleet_controller.operations.rollout_carrier import POLL_SECONDS, key_of
 from fleet_controller.operations.rollout_views import in_words, unknown
-from fleet_controller.operations.rollouts import POLL_SECONDS, carry_out, key_of
+from fleet_controller.operations.rollouts import carry_out
 from fleet_controller.rolling.next_step import resumed
 from fleet_controller.rolling.store import RolloutStore
 

@@ -91,7 +91,8 @@ class ControllerServicer(GeneratedServicer):
 
     async def Deploy(self, request: Any, context: Any) -> AsyncIterator[Any]:
         from fleet_controller.domain.rollouts import Strategy
-        from fleet_controller.operations.rollouts import RolloutWish, begin
+        from fleet_controller.operations.rollout_making import RolloutWish
+        from fleet_controller.operations.rollouts import begin
 
         strategy = from_wire(Strategy, request.strategy) if request.HasField("strategy") else Strategy()
         events = begin(self._context, request.plan_id, RolloutWish(canary=request.canary, strategy=strategy))
