@@ -4,7 +4,8 @@
 
 The side that dials says HELLO and is answered WELCOME or BYE. For "pieces" it then sends REQUESTs, answered in their
 order by PIECEs, as they become available; for "hashes" it says how many it KNOWs of each file, and gets HASHES as the
-head has them. Who has nothing to say for a while says ALIVE. REFUSED tells that a piece had a wrong hash.
+head has them (sha256 of the file up to the end of each piece: prefix.py). Who has nothing to say for a while says
+ALIVE. REFUSED tells that a piece had a wrong hash.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from fleet_agent.relay.manifest import DIGEST_BYTES, LARGEST_PIECE_BYTES
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEAD = struct.Struct("!BxHII")
 HEAD_BYTES = HEAD.size
 LONGEST_TEXT_BYTES = 4096

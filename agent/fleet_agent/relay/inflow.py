@@ -74,7 +74,7 @@ class TlsInflow:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(self._incoming, self._outgoing)
         self._block = memoryview(bytearray(ENCRYPTED_BLOCK_BYTES))
-        self._records = _Records()
+        self._records = Records()
         self._hurried = False
 
     def handshake(self, seconds: float) -> None:
@@ -129,7 +129,7 @@ class TlsInflow:
         self._incoming.write(self._block[:count])
 
 
-class _Records:
+class Records:
     """Where in the stream of TLS records we are: how much of the last one is still to come."""
 
     def __init__(self) -> None:
@@ -140,17 +140,18 @@ class _Records:
     def pass_over(self, data: memoryview) -> None:
         at, end = 0, len(data)
         while True:
-            step = min(self._left, end - at)
-            at += step
-            self._left -= step
-            if at == end:
+            at += self._left
+            if at >= end:
+                self._left = at - end
                 return
-            part = bytes(data[at : at + RECORD_HEAD_BYTES - len(self._head)])
-            self._head += part
-            at += len(part)
-            if len(self._head) == RECORD_HEAD_BYTES:
-                self._length = self._left = int.from_bytes(self._head[3:], "big")
-                self._head = b""
+            need = RECORD_HEAD_BYTES - len(self._head)
+            self._head += data[at : at + need]
+            at += need
+            if at > end:
+                self._left = 0
+                return
+            self._length = self._left = self._head[3] << 8 | self._head[4]
+            self._head = b""
 
     def missing(self, wanted: int) -> int:
         """Before `wanted` bytes more can be decrypted, at least so many must come, when all that came has been.

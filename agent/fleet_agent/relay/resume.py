@@ -3,12 +3,11 @@
 Reading is far faster than any link, and a journal could only say what was once written, not what the disk kept.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 
-from fleet_agent.artifacts.hashing import new_hash
 from fleet_agent.relay.control import DamagedPart, Event
+from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.relay.store import PieceStore, StoredFile
 
 HASH_WAIT_SECONDS = 0.25
@@ -20,7 +19,7 @@ def take_up(store: PieceStore, file: StoredFile, check: Callable[[], None], emit
     Waits for hashes that the head has not announced yet; check() is called meanwhile and may raise to give up.
     """
     _open(file)
-    running, piece = new_hash(file.entry), 0
+    prefix, piece = PrefixHash(file.entry), 0
     while piece < file.pieces:
         data = store.read(file, piece)
         if len(data) < store.manifest.length(file.number, piece):
@@ -28,30 +27,30 @@ def take_up(store: PieceStore, file: StoredFile, check: Callable[[], None], emit
         while not store.wait_for_hash(file, piece, HASH_WAIT_SECONDS):
             check()
         check()
-        if hashlib.sha256(data).digest() != file.hash_of(piece):
+        found = prefix.with_piece(data)
+        if found.digest() != file.hash_of(piece):
             emit(DamagedPart(file.entry.path, piece))
             break
-        running.update(data)
+        prefix.take(found, data)
         piece += 1
         store.keep(file, piece)
     os.ftruncate(file.descriptor, min(piece * store.manifest.piece_bytes, file.entry.size_bytes))
-    store.resume(file, piece, running)
+    store.resume(file, piece, prefix)
 
 
 def take_up_own(store: PieceStore, file: StoredFile, check: Callable[[], None]) -> None:
     """By the head: its own part is the beginning of the file, until the whole file's hash says otherwise."""
     _open(file)
-    running, piece = new_hash(file.entry), 0
+    prefix, piece = PrefixHash(file.entry), 0
     while piece < file.pieces:
         data = store.read(file, piece)
         if len(data) < store.manifest.length(file.number, piece):
             break
         check()
-        running.update(data)
-        store.announce(file, piece, hashlib.sha256(data).digest())
+        store.announce(file, piece, prefix.add(data))
         piece += 1
     os.ftruncate(file.descriptor, min(piece * store.manifest.piece_bytes, file.entry.size_bytes))
-    store.resume(file, piece, running)
+    store.resume(file, piece, prefix)
 
 
 def _open(file: StoredFile) -> None:

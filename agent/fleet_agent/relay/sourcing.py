@@ -1,6 +1,5 @@
 """The head's own bytes: from the hub by resumable ranged GETs, or from a folder; announced piece by piece."""
 
-import hashlib
 import os
 import threading
 import urllib.parse
@@ -17,6 +16,7 @@ from fleet_agent.relay.control import Event, FolderSource, HubSource, Note, Rela
 from fleet_agent.relay.counters import Counters
 from fleet_agent.relay.limits import RateLimit
 from fleet_agent.relay.placing import Placer
+from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.relay.resume import take_up_own
 from fleet_agent.relay.store import PieceStore, StoredFile
 from fleet_agent.steps.hub_download import DEFAULT_ENDPOINT, read_token
@@ -103,14 +103,16 @@ class SourceReader:
 
     def _announce_whole(self, file: StoredFile) -> None:
         """A file that was there before has piece hashes once they are computed."""
-        while file.whole and file.known < file.pieces:
+        if file.known == file.pieces:
+            return
+        prefix = PrefixHash(file.entry)
+        for piece in range(file.pieces):
             self._check()
-            piece = file.known
             with self._store.lend(file.number, piece) as place:
                 if place is None:
                     return
                 descriptor, offset, length = place
-                self._store.announce(file, piece, hashlib.sha256(os.pread(descriptor, length, offset)).digest())
+                self._store.announce(file, piece, prefix.add(os.pread(descriptor, length, offset)))
 
     def _download(self, hub: HubSource, file: StoredFile, watch: Watch, taken_up: tuple[int, Hash]) -> None:
         manifest = self._spec.manifest
@@ -149,7 +151,7 @@ class _Follower:
         while file.verified < whole_pieces:
             piece = file.verified
             data = self._store.read(file, piece)
-            self._store.announce(file, piece, hashlib.sha256(data).digest())
+            self._store.announce(file, piece, file.prefix.add(data))
             self._placer.wrote(file, len(data))
 
 

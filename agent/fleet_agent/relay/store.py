@@ -1,11 +1,10 @@
 """The pieces on this disk: what is right, what hash the others must have, and who wants to know when that changes.
 
-Pieces of a file are taken in order, so the state of a file is one number, and the whole-file hash runs along. The part
+Pieces of a file are taken in order, so the state of a file is one number, and one hash runs along (prefix.py). The part
 is `<hash>.incomplete` beside the blob, the very part of a hub download: each goes on where the other was killed.
 """
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +12,10 @@ from pathlib import Path
 
 from fleet_agent.artifacts.cache import HubCache
 from fleet_agent.artifacts.download import incomplete_path
-from fleet_agent.artifacts.hashing import Hash, expected_hash, new_hash
+from fleet_agent.artifacts.hashing import Hash, expected_hash
 from fleet_agent.jobs.errors import DISK_FULL_ERRNOS, disk_full
 from fleet_agent.relay.manifest import DIGEST_BYTES, Manifest
+from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.steps.output import free_bytes
 
 
@@ -40,10 +40,10 @@ class StoredFile:
         self.pieces = manifest.pieces(number)
         self.blob = blob
         self.part = incomplete_path(blob)
-        self.hashes = bytearray()  # as the head announced them, from piece 0 on
+        self.hashes = bytearray()  # of prefixes, as the head announced them, from piece 0 on
         self.verified = 0  # pieces on the disk that are right, from piece 0 on
-        self.running: Hash = new_hash(self.entry)
-        self.taken_up = False  # whether `running` has seen all verified pieces and the part ends after them
+        self.prefix = PrefixHash(self.entry)
+        self.taken_up = False  # whether `prefix` has seen all verified pieces and the part ends after them
         self.whole = False  # all of it is here and has the hub's hash
         self.placed = False  # and it is in the cache under its name
         self.epoch = 0  # counts up whenever hashes were taken back
@@ -77,6 +77,7 @@ class PieceStore:
             for number, file in enumerate(manifest.files)
         ]
         self._changed = threading.Condition()
+        self._rechecking = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
         self.taken_back = 0  # counts up whenever hashes of any file were taken back
 
@@ -187,12 +188,13 @@ class PieceStore:
         Raises WrongPiece, Disordered, WrongFile (all pieces right, the file is not), JobProblem "disk-full".
         """
         file = self.files[number]
-        found = hashlib.sha256(data).digest()
+        prefix = file.prefix
+        found = prefix.with_piece(data)
         with self._changed:
             epoch = file.epoch
             if piece != file.verified or not file.taken_up or file.known <= piece:
                 raise Disordered
-            if found != file.hash_of(piece):
+            if found.digest() != file.hash_of(piece):
                 raise WrongPiece
         self._write(file, piece * self.manifest.piece_bytes, data)
         with self._changed:
@@ -200,8 +202,7 @@ class PieceStore:
                 raise Disordered
             file.verified += 1
             self._tell()
-        # Last, since whoever waits for the piece needs none of it; only this thread asks for the whole file's hash.
-        file.running.update(data)
+        prefix.take(found, data)
         return self.check_whole(file)
 
     def _write(self, file: StoredFile, offset: int, data: memoryview) -> None:
@@ -218,7 +219,7 @@ class PieceStore:
         """Whether the file is whole. Raises WrongFile, with the part thrown away, where its hash is not the hub's."""
         if file.verified < file.pieces or not file.taken_up:
             return False
-        if file.running.hexdigest() != expected_hash(file.entry):
+        if file.prefix.hexdigest() != expected_hash(file.entry):
             self.start_over(file)
             raise WrongFile
         with self._changed:
@@ -236,7 +237,7 @@ class PieceStore:
         """As start_over, where somebody else writes the part and has begun again."""
         with self._changed:
             self._take_back(file, 0)
-            file.running = new_hash(file.entry)
+            file.prefix = PrefixHash(file.entry)
             self._tell()
 
     def keep(self, file: StoredFile, pieces: int) -> None:
@@ -245,21 +246,21 @@ class PieceStore:
             file.verified = max(file.verified, pieces)
             self._tell()
 
-    def resume(self, file: StoredFile, pieces: int, running: Hash) -> None:
-        """The part ends after that many right pieces, which `running` has seen."""
+    def resume(self, file: StoredFile, pieces: int, prefix: PrefixHash) -> None:
+        """The part ends after that many right pieces, which `prefix` has seen."""
         with self._changed:
-            file.running = running
+            file.prefix = prefix
             file.verified = pieces
             file.taken_up = True
             self._tell()
 
     def hand_over(self, file: StoredFile) -> tuple[int, Hash]:
-        """(size of the part, its hash) for somebody else who goes on writing; the hash is theirs from then on."""
+        """(size of the part, a hash of it of the hub's kind) for somebody else who goes on writing."""
         with self._changed:
             size = min(file.verified * self.manifest.piece_bytes, file.entry.size_bytes)
             os.ftruncate(file.descriptor, size)
             file.taken_up = False
-            return size, file.running
+            return size, file.prefix.hub_hash()
 
     # -- the head's own pieces --------------------------------------------------------------------------------
 
@@ -320,21 +321,38 @@ class PieceStore:
             os.close(lent)
 
     def recheck(self, number: int, piece: int) -> bool:
-        """Somebody was sent a wrong piece: whether it is right here. If not, it and all after it are fetched again."""
+        """Somebody was sent a wrong piece: whether it is right here, and all before it.
+
+        If not, the first wrong one and all after it are fetched again. One at a time, since the file is read again
+        from its beginning: who asks meanwhile is told True and may ask again.
+        """
+        if not self._rechecking.acquire(blocking=False):
+            return True
+        try:
+            wrong = self._first_wrong(self.files[number], piece)
+        finally:
+            self._rechecking.release()
+        if wrong is None:
+            return True
         file = self.files[number]
-        with self.lend(number, piece) as place:
-            if place is None or file.known <= piece:
-                return True
-            descriptor, offset, length = place
-            if hashlib.sha256(os.pread(descriptor, length, offset)).digest() == file.hash_of(piece):
-                return True
         with self._changed:
             known = bytes(file.hashes)
-            self._take_back(file, piece)
+            self._take_back(file, wrong)
             file.hashes[:] = known
             file.whole = file.placed = False
             self._tell()
         return False
+
+    def _first_wrong(self, file: StoredFile, last: int) -> int | None:
+        prefix = PrefixHash(file.entry)
+        for piece in range(last + 1):
+            with self.lend(file.number, piece) as place:
+                if place is None or file.known <= piece:
+                    return None
+                descriptor, offset, length = place
+                if prefix.add(os.pread(descriptor, length, offset)) != file.hash_of(piece):
+                    return piece
+        return None
 
     def close(self) -> None:
         for file in self.files:

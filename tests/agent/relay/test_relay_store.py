@@ -14,6 +14,7 @@ from fleet_agent.artifacts.download import incomplete_path
 from fleet_agent.jobs.errors import Stopped
 from fleet_agent.jobs.model import ArtifactFile
 from fleet_agent.relay.manifest import Manifest
+from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.relay.resume import take_up, take_up_own
 from fleet_agent.relay.store import Disordered, PieceStore, WrongFile, WrongPiece
 
@@ -23,7 +24,7 @@ CONTENT = random.Random(3).randbytes(SIZE)
 FILE = ArtifactFile("model.gguf", SIZE, sha256=hashlib.sha256(CONTENT).hexdigest())
 MANIFEST = Manifest("acme/model", "c" * 40, "main", (FILE,), PIECE)
 PIECES = [CONTENT[start : start + PIECE] for start in range(0, SIZE, PIECE)]
-HASHES = [hashlib.sha256(piece).digest() for piece in PIECES]
+HASHES = [hashlib.sha256(CONTENT[: start + PIECE]).digest() for start in range(0, SIZE, PIECE)]
 
 
 class Host:
@@ -118,7 +119,9 @@ def put(host: Host, piece: int, at: int, wrong: bool) -> None:
     if wrong:
         data[at % len(data)] ^= 1
     due = piece == host.file.verified and host.file.taken_up and host.file.known > piece
-    right = host.file.known > piece and hashlib.sha256(data).digest() == host.file.hash_of(piece)
+    right = host.file.known > piece and hashlib.sha256(CONTENT[: piece * PIECE] + data).digest() == host.file.hash_of(
+        piece
+    )
     if not due:
         with pytest.raises(Disordered):
             host.put(piece, bytes(data))
@@ -154,7 +157,9 @@ def finish(host: Host) -> None:
 def test_right_pieces_of_a_wrong_file_are_thrown_away(tmp_path: Path) -> None:
     host = Host(tmp_path)
     lies = [bytes(len(piece)) for piece in PIECES]
-    host.store.add_hashes(0, 0, b"".join(hashlib.sha256(piece).digest() for piece in lies))
+    host.store.add_hashes(
+        0, 0, b"".join(hashlib.sha256(bytes(min(end, SIZE))).digest() for end in range(PIECE, SIZE + PIECE, PIECE))
+    )
     host.take_up()
     for piece, data in enumerate(lies[:-1]):
         host.put(piece, data)
@@ -201,3 +206,28 @@ def test_requests_go_on_from_what_is_there(tmp_path: Path) -> None:
     assert host.store.next_wanted(None) == (0, 1)
     assert host.store.next_wanted((0, 4)) == (0, 5)
     assert host.store.next_wanted((0, 5)) is None
+
+
+def test_a_recheck_finds_the_first_wrong_piece(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.store.add_hashes(0, 0, b"".join(HASHES))
+    host.take_up()
+    for piece in range(5):
+        host.put(piece, PIECES[piece])
+    assert host.store.recheck(0, 4)
+    rot(host.part, 2 * PIECE + 9)
+    assert host.store.recheck(0, 1)
+    assert not host.store.recheck(0, 4)
+    assert host.file.verified == 2 and host.file.known == len(PIECES)
+    finish(host)
+
+
+def test_a_file_that_the_hub_knows_by_its_git_blob_id_is_whole_by_that(tmp_path: Path) -> None:
+    content = CONTENT[: 2 * PIECE + 5]
+    blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    entry = ArtifactFile("tokenizer.json", len(content), git_blob_id=blob_id)
+    prefix = PrefixHash(entry)
+    for start in range(0, len(content), PIECE):
+        data = content[start : start + PIECE]
+        prefix.take(prefix.with_piece(data), data)
+    assert prefix.hexdigest() == blob_id == prefix.hub_hash().hexdigest()
