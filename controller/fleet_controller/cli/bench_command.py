@@ -10,9 +10,10 @@ from typing import Any, TextIO
 import typer
 
 from fleet_controller.benchmarking.devices import wall_seconds
+from fleet_controller.cli.cell_view import leave, print_cell_commands, print_cell_problem, where_and_what_pauses
 from fleet_controller.cli.client import call, connected_controller, typed_command
-from fleet_controller.cli.events import follow_events, leave_with, outcome
-from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.events import follow_events, outcome
+from fleet_controller.cli.failures import UsageFailure, report
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import (
     GREEN,
@@ -23,7 +24,6 @@ from fleet_controller.cli.output import (
     gibibytes,
     print_json,
     print_table,
-    shell_quoted,
 )
 from fleet_proto.v1 import controller_pb2
 
@@ -115,16 +115,9 @@ def print_bench_plan(plan: controller_pb2.BenchPlan, with_commands: bool, stream
     for cell in plan.cells:
         for warning in dict.fromkeys(cell.warnings):
             print(f"{cell.host}: {_name(cell)}: {warning}", file=stream)
-        if cell.HasField("problem"):
-            error_stream = sys.stderr if stream is sys.stdout else stream
-            refused = "refused: " if cell.action == controller_pb2.CELL_ACTION_REFUSE else ""
-            subject = ": ".join(part for part in (cell.host, _name(cell)) if part)
-            print(f"error: {subject}: {refused}{cell.problem.message}", file=error_stream)
-            if cell.problem.remedy:
-                print(f"  next: {cell.problem.remedy}", file=error_stream)
+        print_cell_problem(cell, _name(cell), stream)
     for cell in plan.cells if with_commands else ():
-        if cell.action != controller_pb2.CELL_ACTION_SKIP:
-            _print_commands(cell, stream)
+        print_cell_commands(cell, _name(cell), stream)
 
 
 def _row(cell: controller_pb2.BenchCell) -> tuple[str, ...]:
@@ -154,25 +147,11 @@ def _summary(plan: controller_pb2.BenchPlan) -> str:
 
 
 def _question(cells: list[controller_pb2.BenchCell]) -> str:
-    hosts = ", ".join(dict.fromkeys(cell.host for cell in cells))
-    paused = sorted({f"{name} on {cell.host}" for cell in cells for name in cell.paused_services})
-    meanwhile = f" ({', '.join(paused)} will be stopped meanwhile, and started again)" if paused else ""
-    return f"Measure on {hosts}{meanwhile}?"
+    return f"Measure on {where_and_what_pauses(cells)}?"
 
 
 def _name(cell: controller_pb2.BenchCell) -> str:
     return " ".join(part for part in (cell.model, cell.quantization, cell.backend, cell.client) if part)
-
-
-def _print_commands(cell: controller_pb2.BenchCell, stream: TextIO) -> None:
-    if not cell.commands:
-        return
-    print(f"\n# {cell.host}: {_name(cell)}", file=stream)
-    for command in cell.commands:
-        print(f"# {command.purpose}: {command.description}".rstrip(": "), file=stream)
-        if command.argv:
-            environment = [(variable.name, variable.value) for variable in command.environment]
-            print(shell_quoted(list(command.argv), environment), file=stream)
 
 
 def plan_document(plan: controller_pb2.BenchPlan, finished: list[Any], dry_run: bool) -> dict[str, Any]:
@@ -241,13 +220,3 @@ def _result_row(host: str, cell: dict[str, Any], row: dict[str, Any]) -> tuple[s
         host, cell["model"], cell["quantization"] or "-", engine, row["test"], f"{row['mean']:,.2f}{deviation}",
         row["unit"], limits,
     )  # fmt: skip
-
-
-def leave(plan: controller_pb2.BenchPlan, finished: list[Any]) -> None:
-    """Exit code 0 returns; 1 where a cell could not be measured, 3 where all that were not were refused."""
-    leave_with(finished)
-    refused = any(cell.action == controller_pb2.CELL_ACTION_REFUSE for cell in plan.cells)
-    if any(cell.action == controller_pb2.CELL_ACTION_FAIL for cell in plan.cells):
-        raise typer.Exit(SOME_HOST_FAILED)
-    if refused:
-        raise typer.Exit(REFUSED)

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from fleet_controller.cli.bench_command import leave, plan_document, print_bench_plan, report_problems
+from fleet_controller.cli.bench_command import plan_document, print_bench_plan, report_problems
+from fleet_controller.cli.cell_view import leave
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.events import follow_events
 from fleet_controller.cli.output import confirm, print_json, print_table

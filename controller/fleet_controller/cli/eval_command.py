@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 import typer
 
+from fleet_controller.cli.cell_view import leave, print_cell_commands, print_cell_problem, where_and_what_pauses
 from fleet_controller.cli.client import call, connected_controller, typed_command
-from fleet_controller.cli.events import follow_events, leave_with, outcome
-from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.events import follow_events, outcome
+from fleet_controller.cli.failures import UsageFailure, report
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import (
     GREEN,
@@ -23,7 +24,6 @@ from fleet_controller.cli.output import (
     gibibytes,
     print_json,
     print_table,
-    shell_quoted,
 )
 from fleet_controller.cli.quality_view import print_rows
 from fleet_proto.v1 import controller_pb2
@@ -113,7 +113,7 @@ async def _evaluate(options: EvalOptions) -> None:
         print_json(_document(plan, finished, options.dry_run))
     elif not options.dry_run:
         _print_outcome(finished)
-    _leave(plan, finished)
+    leave(plan, finished)
 
 
 def _may_ask_for_server(options: EvalOptions, plan: controller_pb2.EvalPlan) -> bool:
@@ -135,14 +135,9 @@ def print_eval_plan(plan: controller_pb2.EvalPlan, with_commands: bool, stream: 
         _print_needs(cell, stream)
         for warning in dict.fromkeys(cell.warnings):
             print(f"{cell.host}: {_name(cell)}: {warning}", file=stream)
-        if cell.HasField("problem"):
-            error_stream = sys.stderr if stream is sys.stdout else stream
-            refused = "refused: " if cell.action == controller_pb2.CELL_ACTION_REFUSE else ""
-            print(f"error: {cell.host}: {_name(cell)}: {refused}{cell.problem.message}", file=error_stream)
-            if cell.problem.remedy:
-                print(f"  next: {cell.problem.remedy}", file=error_stream)
+        print_cell_problem(cell, _name(cell), stream)
     for cell in plan.cells if with_commands else ():
-        _print_commands(cell, stream)
+        print_cell_commands(cell, _name(cell), stream)
 
 
 def _print_needs(cell: controller_pb2.EvalCell, stream: TextIO) -> None:
@@ -170,25 +165,11 @@ def _row(cell: controller_pb2.EvalCell) -> tuple[str, ...]:
 
 
 def _question(cells: list[controller_pb2.EvalCell]) -> str:
-    hosts = ", ".join(dict.fromkeys(cell.host for cell in cells))
-    paused = sorted({f"{name} on {cell.host}" for cell in cells for name in cell.paused_services})
-    meanwhile = f" ({', '.join(paused)} will be stopped meanwhile, and started again)" if paused else ""
-    return f"Evaluate on {hosts}{meanwhile}?"
+    return f"Evaluate on {where_and_what_pauses(cells)}?"
 
 
 def _name(cell: controller_pb2.EvalCell) -> str:
     return " ".join(part for part in (cell.model, cell.quantization, cell.backend) if part) or "evaluation"
-
-
-def _print_commands(cell: controller_pb2.EvalCell, stream: TextIO) -> None:
-    if not cell.commands:
-        return
-    print(f"\n# {cell.host}: {_name(cell)}", file=stream)
-    for command in cell.commands:
-        print(f"# {command.purpose}: {command.description}".rstrip(": "), file=stream)
-        if command.argv:
-            environment = [(variable.name, variable.value) for variable in command.environment]
-            print(shell_quoted(list(command.argv), environment), file=stream)
 
 
 def _document(plan: controller_pb2.EvalPlan, finished: list[Any], dry_run: bool) -> dict[str, Any]:
@@ -212,11 +193,3 @@ def _print_outcome(finished: list[Any]) -> None:
         if event.HasField("problem") and not result["evaluations"]:
             report(f"{event.host}: {event.problem.message}", event.problem.remedy, event.problem.tail)
         print_rows([row for evaluation in result["evaluations"] for row in evaluation["rows"]])
-
-
-def _leave(plan: controller_pb2.EvalPlan, finished: list[Any]) -> None:
-    leave_with(finished)
-    if any(cell.action == controller_pb2.CELL_ACTION_FAIL for cell in plan.cells):
-        raise typer.Exit(SOME_HOST_FAILED)
-    if any(cell.action == controller_pb2.CELL_ACTION_REFUSE for cell in plan.cells):
-        raise typer.Exit(REFUSED)

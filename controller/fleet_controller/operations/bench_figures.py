@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.choosing.bits import nominal_bits
+from fleet_controller.choosing.cells import cells_of, engine_on
 from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
 from fleet_controller.choosing.options import Certainty, Figure, Option
-from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
-from fleet_controller.choosing.work import Cell, EngineFacts, Phase
+from fleet_controller.choosing.work import Cell, Phase
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, device_at
@@ -117,28 +117,8 @@ def _speed_cells(cell: PlannedCell, model: ModelFacts) -> list[tuple[Phase, Cell
     device = device_at(identity.host, identity.chip)
     if device is None or model.work is None or not cell.weights_bytes or identity.device_count > 1:
         return []
-    flash = uses_flash_attention(identity.backend, identity.client, identity.backend_version, identity.flags)
-    engine = EngineFacts(
-        backend=identity.backend,
-        runtime=runtime_of(device),
-        version=identity.backend_version,
-        flash_attention=flash,
-    )
+    engine = engine_on(device, identity.backend, identity.backend_version, client=identity.client, flags=identity.flags)
     tokens = {Phase.DECODE: identity.part.generation_tokens, Phase.PREFILL: identity.part.prompt_tokens}
-    return [
-        (
-            phase,
-            Cell(
-                model=model.work,
-                device=device,
-                engine=engine,
-                quantization=identity.quantization,
-                weights_bytes=float(cell.weights_bytes),
-                phase=phase,
-                tokens=count,
-                depth=identity.part.depths[0],
-            ),
-        )
-        for phase, count in tokens.items()
-        if count
-    ]
+    weights = float(cell.weights_bytes)
+    depth = identity.part.depths[0]
+    return list(cells_of(model.work, device, engine, identity.quantization, weights, tokens, depth))

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from fleet_controller.benchmarking.calibration import SUITE, is_calibration
 from fleet_controller.benchmarking.cells import Identity
-from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
-from fleet_controller.choosing.work import Cell, EngineFacts, Phase, work_of
+from fleet_controller.choosing.cells import cells_of, engine_on
+from fleet_controller.choosing.work import Cell, Phase, work_of
 from fleet_controller.domain.base import Frozen
 from fleet_controller.domain.benches import BenchRequest
 from fleet_controller.operations.choosing_knowledge import Knowledge, device_at
@@ -18,7 +18,7 @@ from fleet_inventory.catalog import Catalog
 from fleet_inventory.model_file import ArtifactFormat, Model
 
 SHOWN_MODEL = "qwen3.5-4b"
-DECODE_TOKENS, PREFILL_TOKENS = 64, 512
+SHOWN_TOKENS = {Phase.PREFILL: 512, Phase.DECODE: 64}
 
 
 class Interval(Frozen):
@@ -100,26 +100,11 @@ def _cells(model: Model, quantization: str, identity: Identity) -> Iterator[tupl
     device = device_at(identity.host, identity.chip)
     if device is None:
         return
-    version = identity.backend_version
-    engine = EngineFacts(
-        backend=identity.backend,
-        runtime=runtime_of(device),
-        version=version,
-        flash_attention=uses_flash_attention(identity.backend, identity.client, version, ""),
-    )
+    engine = engine_on(device, identity.backend, identity.backend_version, client=identity.client)
+    work = work_of(model.name, model.architecture)
     for artifact in model.artifacts:
         wanted = not quantization or artifact.quantization.lower() == quantization.lower()
         if artifact.format is ArtifactFormat.GGUF and artifact.size_bytes and wanted:
-            for phase, tokens in ((Phase.PREFILL, PREFILL_TOKENS), (Phase.DECODE, DECODE_TOKENS)):
-                yield (
-                    Cell(
-                        model=work_of(model.name, model.architecture),
-                        device=device,
-                        engine=engine,
-                        quantization=artifact.quantization,
-                        weights_bytes=float(artifact.size_bytes),
-                        phase=phase,
-                        tokens=tokens,
-                    ),
-                    f"{phase.value}{tokens}",
-                )
+            size = float(artifact.size_bytes)
+            for phase, cell in cells_of(work, device, engine, artifact.quantization, size, SHOWN_TOKENS):
+                yield cell, f"{phase.value}{cell.tokens}"

@@ -9,6 +9,7 @@ from fleet_controller.backends.base import Preallocates
 from fleet_controller.benchmarking.cells import chip_of
 from fleet_controller.benchmarking.clients import ENGINE_CLIENTS, SERVING_CLIENTS
 from fleet_controller.choosing.bits import CAREFUL_BITS, nominal_bits
+from fleet_controller.choosing.cells import cells_of, engine_on
 from fleet_controller.choosing.decision import Decision, decide
 from fleet_controller.choosing.known import (
     GENERATED_TOKENS,
@@ -19,10 +20,9 @@ from fleet_controller.choosing.known import (
     throughput_of,
 )
 from fleet_controller.choosing.options import REQUEST_PROMPT_TOKENS, Goal, Option, Quality
-from fleet_controller.choosing.reference import runtime_of, uses_flash_attention
 from fleet_controller.choosing.speculation import method_of, verdict_of
 from fleet_controller.choosing.ties import Cells, ties_of
-from fleet_controller.choosing.work import Cell, EngineFacts, Phase
+from fleet_controller.choosing.work import Cell, Phase
 from fleet_controller.domain.facts import HostFacts
 from fleet_controller.domain.plan import FitVerdict
 from fleet_controller.domain.resolved import MLX, ModelArtifact, ResolvedModel
@@ -247,24 +247,5 @@ def _cells(
         return
     # LM Studio computes MLX models with MLX, all others with llama.cpp.
     backend = "mlx-lm" if choice.artifact.format == MLX else choice.backend
-    engine = EngineFacts(
-        backend=backend,
-        runtime=runtime_of(device),
-        version=candidate.version,
-        flash_attention=uses_flash_attention(backend, "", candidate.version, ""),
-        speculation=speculation,
-    )
-    for phase in Phase:
-        yield (
-            phase,
-            Cell(
-                model=model.work,
-                device=device,
-                engine=engine,
-                quantization=choice.artifact.quantization,
-                weights_bytes=float(weights),
-                phase=phase,
-                tokens=_TOKENS[phase],
-                depth=depth,
-            ),
-        )
+    engine = engine_on(device, backend, candidate.version, speculation=speculation)
+    yield from cells_of(model.work, device, engine, choice.artifact.quantization, float(weights), _TOKENS, depth)

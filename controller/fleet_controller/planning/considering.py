@@ -44,18 +44,13 @@ class Considered(Frozen):
 Decider = Callable[[Host, HostFacts, ResolvedModel, tuple[Candidate, ...]], Choice | None]
 
 
-def consider(
-    host: Host,
-    facts: HostFacts,
-    services: tuple[ServiceStatus, ...],
-    request: DeployRequest,
-    resolved: ResolvedModel,
-    running: ServiceStatus | None = None,
-) -> Considered:
-    """Every candidate of a host; what `running` holds counts as free. Raises PlanProblem for what was asked wrongly."""
+def gpus_by_backend(
+    host: Host, facts: HostFacts, request: DeployRequest, resolved: ResolvedModel
+) -> dict[str, tuple[GpuFacts, ...]]:
+    """The GPUs that each backend would compute on. Raises PlanProblem for a backend that does not exist."""
     visible = visible_gpus(facts, host.environment)
     asked = backend_named(request.backend).name if request.backend else ""
-    used = {
+    return {
         name: computing_gpus(
             backend_as_asked(name, request, resolved),
             facts,
@@ -65,6 +60,18 @@ def consider(
         )
         for name in BACKENDS
     }
+
+
+def consider(
+    host: Host,
+    facts: HostFacts,
+    services: tuple[ServiceStatus, ...],
+    request: DeployRequest,
+    resolved: ResolvedModel,
+    running: ServiceStatus | None = None,
+) -> Considered:
+    """Every candidate of a host; what `running` holds counts as free. Raises PlanProblem for what was asked wrongly."""
+    used = gpus_by_backend(host, facts, request, resolved)
     pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
     choices, unusable = every_candidate(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
     found = tuple(

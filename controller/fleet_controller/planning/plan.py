@@ -1,6 +1,6 @@
 """The plan of one host: pure and deterministic, so that it can be shown before it runs and repeated without harm."""
 
-from fleet_controller.backends import BACKENDS, Backend
+from fleet_controller.backends import Backend
 from fleet_controller.backends.base import BackendError, Installation, KeepsModels, SharesServer
 from fleet_controller.domain.addresses import is_loopback
 from fleet_controller.domain.artifacts import Artifact
@@ -12,16 +12,16 @@ from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceS
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step
 from fleet_controller.planning.candidates import Choice, choose
-from fleet_controller.planning.considering import Decider, decided
-from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased, visible_gpus
-from fleet_controller.planning.engine import choose_installation, computing_gpus, with_flags
+from fleet_controller.planning.considering import Decider, decided, gpus_by_backend
+from fleet_controller.planning.devices import busy_text, foreign_processes, memory_pool, refuse_leased
+from fleet_controller.planning.engine import choose_installation, with_flags
 from fleet_controller.planning.fit_at import beyond_its_context
 from fleet_controller.planning.jobs import WILDCARD_ADDRESSES, model_steps, prepare_job, retried, smoke_job
 from fleet_controller.planning.old_server import what_becomes_of
 from fleet_controller.planning.problem import PlanProblem
 from fleet_controller.planning.render import render
 from fleet_controller.planning.service import changes, choose_port, same_service, service_spec
-from fleet_controller.planning.usable import backend_as_asked, backend_named
+from fleet_controller.planning.usable import backend_as_asked
 from fleet_controller.planning.wishes import as_asked, filled
 from fleet_inventory.hosts import Host
 
@@ -172,17 +172,11 @@ def _decide(
     *,
     check_busy: bool = True,
 ) -> _Work:
-    visible = visible_gpus(facts, host.environment)
-    backends = {name: backend_as_asked(name, request, resolved) for name in BACKENDS}
-    asked = backend_named(request.backend).name if request.backend else ""
-    used = {
-        name: computing_gpus(backend, facts, visible, resolved, request.tensor_parallel if name == asked else None)
-        for name, backend in backends.items()
-    }
+    used = gpus_by_backend(host, facts, request, resolved)
     pools = {name: memory_pool(facts, gpus, services, running) for name, gpus in used.items()}
     choice = decided(host, facts, services, request, resolved, running, decider) if decider else None
     choice = choice or choose(facts, request, resolved, pools, host.limits.memory_reserve_bytes)
-    backend, gpus = backends[choice.backend], used[choice.backend]
+    backend, gpus = backend_as_asked(choice.backend, request, resolved), used[choice.backend]
     if check_busy:
         if not _joins_server(backend, services):
             refuse_leased(facts, tuple(gpu.index for gpu in gpus))

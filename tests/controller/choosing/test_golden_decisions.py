@@ -15,6 +15,7 @@ from fleet_controller.backends import BACKENDS
 from fleet_controller.backends.base import InstallRequest
 from fleet_controller.choosing.options import Certainty, Goal
 from fleet_controller.choosing.report import HostChoice, ModelChoice
+from fleet_controller.choosing.speculation import verdict_of
 from fleet_controller.domain.facts import EngineFacts, GpuProcess, HostFacts
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.operations.choosing_knowledge import Knowledge, file_hash
@@ -161,3 +162,18 @@ def test_the_same_question_has_the_same_answer(known: Knowledge, tmp_path: Path)
     other = Knowledge(StateDatabase(tmp_path / "fleet.db"), load_catalog())
     for name in ("rtx-4090-glm-4.7-flash", "apple-m4-4b"):
         assert CASES[name](known) == CASES[name](other)
+
+
+def test_the_pair_that_was_measured_on_an_h100_says_that_speculation_loses_there(known: Knowledge) -> None:
+    """Of the shape itself, and so of other dense models; nothing is said of mixtures of experts, nor elsewhere."""
+    pair = known.speculation[0]
+    dense = pair.plain.model_copy(update={"engine": pair.plain.engine.model_copy(update={"speculation": "draft"})})
+    verdict = verdict_of(dense, known.speculation)
+    assert verdict is not None and verdict.loses
+    assert "speculation (draft) of qwen3-8b on H100 SXM loses" in verdict.text and "180 t/s without" in verdict.text
+    other = dense.model_copy(update={"model": dense.model.model_copy(update={"name": "another dense one"})})
+    said = verdict_of(other, known.speculation)
+    assert said is not None and said.loses and "dense models (qwen3-8b)" in said.text
+    experts = dense.model_copy(update={"model": other.model.model_copy(update={"mixture_of_experts": True})})
+    elsewhere = dense.model_copy(update={"device": dense.device.model_copy(update={"name": "RTX 4090"})})
+    assert verdict_of(experts, known.speculation) is None and verdict_of(elsewhere, known.speculation) is None
