@@ -55,6 +55,11 @@ def ssh_children(lab: Lab) -> list[str]:
     return [line for line in listed if str(lab.fleet.ssh_config) in line and " -R " in line]
 
 
+def has_begun(lab: Lab, host: str, repository: str) -> bool:
+    parts = list((cache(lab, host, repository) / "blobs").glob("*.incomplete"))
+    return any(part.stat().st_size > WEIGHTS_BYTES // 20 for part in parts)
+
+
 def test_bytes_cross_the_uplink_once(lab: Lab) -> None:
     repository = put_model(lab, "crossed")
     document = lab.cli.ok("pull", "--repo", repository, "--hosts", "all", "--yes", "--json").document
@@ -71,6 +76,18 @@ def test_a_host_that_reaches_no_other_is_fed_through_ssh(lab: Lab) -> None:
     assert "gpu2: pull: reaches no other host: fed through ssh" in ended.errors, str(ended)
     assert_everywhere(lab, repository)
     assert sum(end - start for start, end in lab.downloaded("island")) <= 1.01 * (WEIGHTS_BYTES + 2)
+    assert not ssh_children(lab)
+
+
+def test_an_island_whose_ssh_is_killed_is_fed_by_another(lab: Lab) -> None:
+    repository = put_model(lab, "killed-ssh")
+    with island(lab, "gpu2"):
+        running = lab.cli.start("pull", "--repo", repository, "--hosts", "all", "--yes", "--rate", "4MB")
+        eventually(lambda: has_begun(lab, "gpu2", repository), "gpu2 has a part")
+        kill(*(int(line.split()[0]) for line in ssh_children(lab)))
+        finished = running.finish(45)
+    assert finished.code == 0, str(finished)
+    assert_everywhere(lab, repository)
     assert not ssh_children(lab)
 
 
@@ -93,12 +110,7 @@ def test_killed_runners_and_agents_cost_nothing(lab: Lab) -> None:
     """The runner takes its relay with it; the agent starts another runner, which goes on along its last orders."""
     repository = put_model(lab, "runner")
     running = lab.cli.start("pull", "--repo", repository, "--hosts", "all", "--yes", "--rate", "4MB")
-
-    def has_begun() -> bool:
-        parts = list((cache(lab, "gpu2", repository) / "blobs").glob("*.incomplete"))
-        return any(part.stat().st_size > WEIGHTS_BYTES // 20 for part in parts)
-
-    eventually(has_begun, "gpu2 has a part")
+    eventually(lambda: has_begun(lab, "gpu2", repository), "gpu2 has a part")
     kill(one(lab.runners("gpu2")))
     kill(one(lab.agents("mac1")))
     finished = running.finish()

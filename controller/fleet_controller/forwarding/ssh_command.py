@@ -33,11 +33,13 @@ def forward_command(host: Host, local_port: int, remote_address: str, remote_por
     return ("ssh", *_config(), "-N", "-T", "-a", "-x", *options, "-L", way, *_destination(host))
 
 
-def reverse_command(host: Host, address: str, port: int) -> tuple[str, ...]:
-    """Brings `address`:`port`, as this machine sees it, to a free port of the host's loopback, which ssh tells."""
+def reverse_command(host: Host, address: str, port: int, remote_port: int) -> tuple[str, ...]:
+    """Brings `address`:`port`, as this machine sees it, to a port of the host's loopback; 0 = a free one, which ssh
+    tells.
+    """
     target = f"[{address}]" if ":" in address else address
     options = [word for option in _OPTIONS for word in ("-o", option)]
-    way = f"127.0.0.1:0:{target}:{port}"
+    way = f"127.0.0.1:{remote_port}:{target}:{port}"
     return ("ssh", *_config(), "-N", "-T", "-a", "-x", *options, "-R", way, *_destination(host))
 
 

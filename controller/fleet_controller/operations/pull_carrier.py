@@ -35,6 +35,8 @@ from fleet_inventory.hosts import Host
 TICK_SECONDS = 0.25
 # After all others are done: how long for hosts that are away, and may come back.
 CATCH_UP_SECONDS = 30.0
+# Relays tell how far they are twice a second.
+WELL_SECONDS = 3.0
 STOP_SECONDS = 10.0
 
 
@@ -50,8 +52,9 @@ class PullCarrier:
         self._conductor: Conductor | None = None
         self._saved: ConductorState | None = None
         self._finished_since: float | None = None
-        self._feeds = PullFeeds(context, pull)
+        self._taken_over = False
         self._telling = PullTelling(pull, self._nodes)
+        self._feeds = PullFeeds(pull, lambda name, message: self._telling.show(self._nodes[name], message))
         self._opening = PullOpening(pull, self._nodes, context.pool.identities, self._telling)
         self._sources = PullSources(pull, self._nodes, self._feeds)
 
@@ -106,7 +109,7 @@ class PullCarrier:
         """What another controller had decided, where it had come so far."""
         if kept is None:
             return
-        self._conductor, self._saved = Conductor(kept), kept
+        self._conductor, self._saved, self._taken_over = Conductor(kept), kept, True
         self._telling.skip_reasons(len(kept.reasons))
         members = {member.name for member in kept.members}
         for name, node in self._nodes.items():
@@ -186,12 +189,20 @@ class PullCarrier:
             node.relay_ended = True
         node.tally.hear(event)
         if fresh:
+            node.heard_at = time.monotonic()
             self._observe(node, event)
             self._telling.of(node, event)
 
     def _observe(self, node: PullNode, event: messages.Event) -> None:
-        if self._conductor is not None:
+        if self._conductor is not None and not self._is_about_its_way(node, event):
             self._carry(self._conductor.observe(node.name, event, time.monotonic()))
+
+    def _is_about_its_way(self, node: PullNode, event: messages.Event) -> bool:
+        """Whether a host that is fed through ssh complains of somebody who is well: its way broke, and opens again."""
+        if not isinstance(event, messages.PeerLost) or not self._feeds.is_fed(node.name):
+            return False
+        peer = self._nodes.get(event.peer)
+        return peer is not None and time.monotonic() - peer.heard_at < WELL_SECONDS
 
     def _caught_up(self, node: PullNode) -> None:
         """After this controller, or another one, was away: what the conductor would know had it listened."""
@@ -227,6 +238,7 @@ class PullCarrier:
             if chosen:
                 self._begin(chosen)
         else:
+            self._feed_again(self._conductor)
             self._late_ones()
             self._judge_end(self._conductor)
         if self._conductor is None:
@@ -236,6 +248,16 @@ class PullCarrier:
         if self._conductor.state is not self._saved:
             self._saved = self._conductor.state
             self._store.save_conductor(self._pull.pull_id, self._saved)
+
+    def _feed_again(self, conductor: Conductor) -> None:
+        """The ways of another controller ended with it; whom a host reaches was told to that one, too."""
+        if not self._taken_over or any(node.open and not node.caught_up for node in self._nodes.values()):
+            return
+        self._taken_over = False
+        asked = [node for node in self._nodes.values() if node.candidate.reached is not None]
+        if self._opening.feed_islands(asked, self._feeds):
+            conductor.state = conductor.state.model_copy(update={"sequence": conductor.state.sequence + 1})
+            self._carry(conductor.again())
 
     def _begin(self, chosen: Sequence[PullNode]) -> None:
         candidates = [node.candidate for node in chosen]

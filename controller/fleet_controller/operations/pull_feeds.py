@@ -7,25 +7,28 @@ the controller's machine there, as a hub of its own. TLS goes end to end: what i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fleet_controller.distributing.messages import Order, Peer, Route, order_line
 from fleet_controller.domain.pulls import PlannedPull
 from fleet_controller.forwarding.reverse import ReverseForward, open_reverse
-from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.pull_link import PullLink
 from fleet_controller.pulling.folder_server import FolderServer
 from fleet_inventory.host_file import Transport
 from fleet_inventory.hosts import Host
 
 LOOPBACK = "127.0.0.1"
+RETRY_SECONDS = 2.0
 
 
 class PullFeeds:
     """The ways of one pull. Orders go through `send`, in their order for each host."""
 
-    def __init__(self, context: FleetContext, pull: PlannedPull) -> None:
+    def __init__(self, pull: PlannedPull, tell: Callable[[str, str], None]) -> None:
+        """tell(name of a host, message) is for people."""
         self._pull = pull
+        self._tell = tell
         self._hosts: dict[str, Host] = {}
         self._fed: set[str] = set()
         self._ways: dict[tuple[str, str, int], ReverseForward] = {}
@@ -40,6 +43,9 @@ class PullFeeds:
     def feed(self, name: str) -> None:
         """From now on this host's peers are brought to it."""
         self._fed.add(name)
+
+    def is_fed(self, name: str) -> bool:
+        return name in self._fed
 
     def serve_folder(self, head: str) -> str:
         """The folder as a hub on this machine; `head`'s routes lead there. Returns its URL here."""
@@ -72,8 +78,15 @@ class PullFeeds:
     async def _send_all(self, queue: asyncio.Queue[tuple[PullLink, Order]]) -> None:
         while True:
             link, order = await queue.get()
-            if isinstance(order, Route):
-                order = await self._led(link.name, order)
+            while isinstance(order, Route):
+                try:
+                    order = await self._led(link.name, order)
+                    break
+                except OperationError as error:
+                    self._tell(link.name, error.problem.message)
+                await asyncio.sleep(RETRY_SECONDS)
+                if not queue.empty():  # what came meanwhile holds instead
+                    link, order = queue.get_nowait()
             link.order(order_line(order))
 
     async def _led(self, name: str, route: Route) -> Route:
@@ -96,10 +109,9 @@ class PullFeeds:
     async def _way(self, name: str, address: str, port: int) -> int:
         """A port on the host's loopback that leads, over ssh and this machine, to `address`:`port`."""
         key = (name, address, port)
-        way = self._ways.get(key)
-        if way is None or not way.alive:
-            way = self._ways[key] = await open_reverse(self._hosts[name], address, port)
-        return way.port
+        if key not in self._ways:
+            self._ways[key] = await open_reverse(self._hosts[name], address, port)
+        return self._ways[key].port
 
     async def close(self) -> None:
         for task in self._senders:

@@ -35,6 +35,7 @@ class PullNode:
     has_credentials: bool = False
     told_done: bool = False
     shown_at: float = 0.0
+    heard_at: float = -1e9
 
     @property
     def name(self) -> str:

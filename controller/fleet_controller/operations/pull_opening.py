@@ -89,8 +89,8 @@ class PullOpening:
             ]
             node.link.order(json.dumps({"order": "probe", "peers": peers}))
 
-    def feed_islands(self, chosen: Sequence[PullNode], feeds: PullFeeds) -> None:
-        """Hosts that reach no other one get their bytes through ssh."""
+    def feed_islands(self, chosen: Sequence[PullNode], feeds: PullFeeds) -> bool:
+        """Hosts that reach no other one get their bytes through ssh; whether there is one."""
         rate = min(self._pull.rate_bytes_per_second or FED_BYTES_PER_SECOND, FED_BYTES_PER_SECOND)
         candidates = [node.candidate for node in chosen]
         for node in chosen:
@@ -98,3 +98,4 @@ class PullOpening:
                 feeds.feed(node.name)
                 node.link.order(order_line(messages.Limits(download_bytes_per_second=rate)))
                 self._telling.show(node, f"reaches no other host: fed through ssh, at {rate / 1e6:.0f} MB/s at most")
+        return any(feeds.is_fed(node.name) for node in chosen)
