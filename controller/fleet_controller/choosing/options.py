@@ -196,9 +196,13 @@ def _standing(goal: Goal, unit: str, values: tuple[float, float, float], figure:
 
 
 def predicted_figure(prediction: Prediction) -> Figure:
-    """A prediction as a figure; its source is what it rests on most."""
-    rows = next((basis.text for basis in prediction.rests_on if basis.kind == "rows"), "chip facts and priors")
+    """A prediction as a figure; its source is what it rests on most: the nearest rows, and where none is of this
+    device, what the chip is taken to be."""
+    rows = next((basis.text for basis in prediction.rests_on if basis.kind == "rows"), "priors alone")
     rows = rows.replace("1 rows of", "1 row of") if rows.startswith("1 ") else rows
+    fact = next((basis.text for basis in prediction.rests_on if basis.kind == "fact"), "")
+    if fact and "this device" not in rows:
+        rows += f", and {fact}"
     return Figure(
         value=prediction.tokens_per_second,
         low=prediction.low,

@@ -212,6 +212,8 @@ def _basis(phase: _Phase, cell: Cell, terms: Sequence[NamedTerm]) -> tuple[Basis
     facts = f"{device.name}: {device.bandwidth / 1e9:g} GB/s"
     if device.matrix_operations:
         facts += f", {device.matrix_operations / 1e12:g} TFLOPS"
+    if device.guessed:
+        facts += ", guessed from its name"
     bases.append(Basis(kind="fact", text=facts, source=" ".join(device.source)))
     unfitted = {name[0] for term in terms for name in term.parameters if name not in phase.places}
     bases += [
