@@ -6,7 +6,9 @@
 
 One head has the file, N hosts get it; every link is shaped both ways. A ratio of 1 is the file's size at the link's raw
 rate; headers of TCP, IP and Ethernet alone cost 1.046. `bare` is a byte chain of processes that check nothing: what
-this machine can do at most. Keep hosts x rate under what the processors can move, or the machine is measured.
+this machine can do at most. Shaping by tc costs about as much CPU as relaying, and is counted in: --paced leaves it out
+and lets the head keep the rate, for the figures of CPU time. Keep hosts x rate under what the processors can move, or
+the machine is measured.
 Size = rate x seconds. Needs root, `ip` and `tc`.
 """
 
@@ -38,6 +40,7 @@ from benchmarks.relay_lab import (
     relay_lab,
     whole_sha256,
 )
+from fleet_agent.artifacts.verified import VerifiedNotes
 from fleet_agent.relay.manifest import Manifest
 from fleet_controller.distributing.messages import FolderSource, HubSource
 from fleet_controller.distributing.model import Member
@@ -45,6 +48,7 @@ from fleet_controller.distributing.model import Member
 MODEL = "model.gguf"
 LIMIT_FACTOR = 40.0
 GIB = 1 << 30
+HEADER_TAX = 1.046  # TCP with timestamps, IP and Ethernet: 66 bytes for 1448
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Outcome:
     seconds: float
     cpu_seconds: float | None = None
     uplink_ratio: float | None = None
+    first_seconds: float | None = None  # until the first receiver had it; the others follow it hop by hop
+    piece_bytes: int = 0
+
+    def hop_seconds(self) -> float | None:
+        """What each further host adds."""
+        return None if self.first_seconds is None else (self.seconds - self.first_seconds) / max(1, self.hosts - 1)
 
     def cpu_per_gib(self, size_bytes: int) -> float | None:
         return None if self.cpu_seconds is None else self.cpu_seconds / (self.hosts * size_bytes / GIB)
@@ -121,6 +131,7 @@ def measure_relay(load: Load, hosts: int, tls: bool) -> Outcome:
                 control.lab = lab
                 if not load.uplink:
                     put_into_cache(lab.hf_home(names[0]), manifest, load.file.parent)
+                    VerifiedNotes(Path(lab.spec(names[0]).machine_dir)).write(lab.blob(names[0]), brought=True)
                 lab.start_all(round(load.link) if load.paced else 0)
                 before = {name: relay.cpu_seconds() for name, relay in lab.relays.items()}
                 started = control.begin()
@@ -137,7 +148,9 @@ def measure_relay(load: Load, hosts: int, tls: bool) -> Outcome:
                 hub.stop()
     seconds = ended - started
     uplink = fetched / load.size_bytes if load.uplink else None
-    return Outcome("tls" if tls else "plain", hosts, seconds / load.ideal_seconds, seconds, cpu, uplink)
+    first = min(control.completed_at[name] for name in names[1:]) - started
+    way = "tls" if tls else "plain"
+    return Outcome(way, hosts, seconds / load.ideal_seconds, seconds, cpu, uplink, first, manifest.piece_bytes)
 
 
 def manifest_of(load: Load, hosts: int) -> Manifest:
@@ -322,6 +335,7 @@ def show(load: Load, outcomes: list[Outcome], ways: list[str], counts: list[int]
             ]
         )
     head = ["way", *(f"N={count}" for count in counts), *(f"CPU s/GiB, N={count}" for count in counts)]
+    show_parts(load, outcomes)
     details = {
         "size_bytes": load.size_bytes,
         "link_bytes_per_second": load.link,
@@ -329,6 +343,23 @@ def show(load: Load, outcomes: list[Outcome], ways: list[str], counts: list[int]
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
     }
     report("Wall time until every host has it verified, over size / rate", head, rows, details)
+
+
+def show_parts(load: Load, outcomes: list[Outcome]) -> None:
+    """Where a relay's time goes: to the first receiver (headers, start-up, last sync and rename), and hop by hop."""
+    for outcome in outcomes:
+        hop = outcome.hop_seconds()
+        if outcome.first_seconds is None or hop is None:
+            continue
+        beyond = outcome.first_seconds - load.ideal_seconds * HEADER_TAX
+        print(
+            f"{outcome.way} N={outcome.hosts}: {outcome.ratio:.3f} = {HEADER_TAX} headers"
+            f" {beyond / load.ideal_seconds:+.3f} ({beyond * 1000:.0f} ms) until the first host has it"
+            f" {hop * (outcome.hosts - 1) / load.ideal_seconds:+.3f} for {outcome.hosts - 1} hops of {hop * 1000:.1f}"
+            f" ms, {outcome.piece_bytes / load.link * HEADER_TAX * 1000:.1f} ms of them for a piece of"
+            f" {outcome.piece_bytes >> 10} KiB",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:

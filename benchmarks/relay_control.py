@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.relay_lab import RelayLab
-from fleet_agent.relay.control import Event, event_line
+from fleet_agent.relay.control import Complete, Event, event_line
 from fleet_controller.distributing import messages
 from fleet_controller.distributing.conductor import Conductor, ConductorState, Instruction
 from fleet_controller.distributing.messages import FolderSource, HubSource
@@ -32,12 +32,15 @@ class LabController:
         self.lab: RelayLab[Any] | None = None
         self.cut: set[str] = set()
         self.deaf = False
+        self.completed_at: dict[str, float] = {}  # monotonic seconds
         self.changes: list[tuple[float, str]] = []  # (monotonic seconds, why the topology changed)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 
     def hear(self, name: str, event: Event) -> None:
         """What a relay told; given to a RelayLab as its on_event."""
+        if isinstance(event, Complete):
+            self.completed_at.setdefault(name, time.monotonic())
         self._observe(name, messages.parse_event(event_line(event)))
 
     def ended(self, name: str) -> None:

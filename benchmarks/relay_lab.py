@@ -380,7 +380,9 @@ class ShapedNetwork:
 
 def _bucket(bytes_per_second: float) -> list[str]:
     rate = f"{round(bytes_per_second * 8)}bit"
-    # Tokens for 10 ms: a timer that a busy machine serves late must not take rate away. A queue as a switch's port has.
+    # Tokens for 10 ms: a timer that a busy machine serves late must not take rate away; and for the largest packet that
+    # TCP gives a card to cut (64 KB and its headers), which tbf would cut itself otherwise, with a timer for each part.
+    # A queue as a switch's port has.
     burst = max(72_000, round(bytes_per_second * 0.01))
     return ["tbf", "rate", rate, "burst", str(burst), "latency", "50ms"]
 

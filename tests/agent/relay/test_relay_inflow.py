@@ -23,7 +23,7 @@ def stream_of(contents: list[int]) -> bytes:
     st.integers(0, 5),
 )
 def test_no_more_is_waited_for_than_is_needed(contents: list[int], come: int, cuts: list[int], last: int) -> None:
-    """`come` bytes of the stream are there, read in parts; wanted is what lies from there to the end of record `last`."""
+    """`come` bytes of the stream are there, read in parts; wanted is what is not, up to the end of record `last`."""
     stream = stream_of(contents)
     records, at = Records(), 0
     for cut in [*cuts, len(stream)]:
