@@ -31,7 +31,8 @@ def test_on_the_first_day_the_matrix_has_the_notes_columns(cli: FleetCli) -> Non
     assert document["columns"] == ["Apple M4", "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3"]
     assert {cell["source"] for cell in document["cells"]} == {"reference"}
     assert cli.ok("matrix", "--format", "csv", "--metric", "ttft").output.count("\n") > 3
-    assert "no energy is known at depth 0" in cli.ok("matrix", "--metric", "energy").errors
+    none = cli.ok("matrix", "--metric", "energy", "--depth", "131072").errors
+    assert "no energy is known at depth 131072" in none
 
 
 @pytest.mark.parametrize(
