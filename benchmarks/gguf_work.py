@@ -3,7 +3,8 @@
 import math
 
 from fleet_controller.choosing.work import ModelWork
-from fleet_controller.hub.gguf import GgufHeader, shape_of
+from fleet_controller.hub.gguf import GgufHeader
+from fleet_controller.hub.gguf_shape import shape_of
 
 
 def work_of_header(name: str, header: GgufHeader) -> ModelWork | None:

@@ -9,6 +9,7 @@ from fleet_controller.domain.shape import ModelShape
 from fleet_controller.domain.weights import WeightParts
 from fleet_controller.hub import gguf
 from fleet_controller.hub.errors import HubError
+from fleet_controller.hub.gguf_shape import parts_of, shape_of
 
 # The header of a model with a large vocabulary has some 10 MB: of so many quantizations all are read, of more the
 # smallest only, and the others are taken for the same network in another size.
@@ -23,7 +24,7 @@ Address = Callable[[ModelArtifact, str], str]
 def _read(urls: tuple[str, ...], token: str | None) -> tuple[ModelShape | None, WeightParts | None]:
     """Of all files of one artifact. A commit's files never change, so what was read once stays true."""
     headers = [gguf.read_url(url, token) for url in urls]
-    return gguf.shape_of(gguf.whole(headers)), gguf.parts_of(headers)
+    return shape_of(gguf.whole(headers)), parts_of(headers)
 
 
 def with_headers(

@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from fleet_controller.domain.resolved import GGUF, MLX, SAFETENSORS, ModelArtifact, ResolvedModel
 from fleet_controller.hub import config_json, gguf, gguf_files
 from fleet_controller.hub.errors import NoFilesError
+from fleet_controller.hub.gguf_shape import parts_of, shape_of
 from fleet_controller.hub.names import quantization_of_file, service_name, stated_quantization
 
 
@@ -40,8 +41,8 @@ def _local_gguf(path: str) -> ModelArtifact:
     return artifact.model_copy(
         update={
             "weights_bytes": sum(part.stat().st_size for part in files),
-            "shape": gguf.shape_of(gguf.whole(headers)),
-            "parts": gguf.parts_of(headers),
+            "shape": shape_of(gguf.whole(headers)),
+            "parts": parts_of(headers),
             "projector": gguf_files.local_projector(file),
         }
     )

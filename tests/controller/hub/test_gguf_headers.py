@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fleet_controller.hub.errors import GgufError
-from fleet_controller.hub.gguf import parse_header, read_file, read_url, shape_of
+from fleet_controller.hub.gguf import parse_header, read_file, read_url
+from fleet_controller.hub.gguf_shape import shape_of
 from support.stand_in_hub import StandInHub
 from support.tiny_model import make_tiny_model
 

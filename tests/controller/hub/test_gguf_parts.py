@@ -8,7 +8,8 @@ import pytest
 
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.weights import WeightParts
-from fleet_controller.hub.gguf import parse_header, parts_of, shape_of, whole
+from fleet_controller.hub.gguf import parse_header, whole
+from fleet_controller.hub.gguf_shape import parts_of, shape_of
 from fleet_controller.hub.resolve import resolve_model
 from fleet_inventory.catalog import load_catalog
 from support.stand_in_hub import StandInHub
