@@ -27,6 +27,8 @@ ALONE_FILES = (
     "tests/controller/operations/test_bench_for_real.py",
     # A stranger must get his share of a CPU to be noticed.
     "tests/agent/measuring/test_bench_beside_a_stranger.py",
+    # Sixteen agents at once, one of which must die before its turn comes.
+    "tests/end_to_end/test_rollout_of_sixteen.py",
 )
 ALONE = "alone"
 WORKERS_PER_CPU = 2

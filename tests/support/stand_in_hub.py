@@ -295,8 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            self.end_headers()
+        else:
             self._body(repository, name, content, start)
 
     def _start(self, size: int) -> int | None:
@@ -311,6 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
             repository, name, self.headers.get("Range"), start, 0, self.headers.get("Authorization")
         )  # fmt: skip
         index, body = self.hub.begin(served), content[start:]
+        self.end_headers()  # it is counted before anybody can have it
         if behaviour.wrong_bytes > 0 and body:
             behaviour.wrong_bytes -= 1
             body = body[:-1] + bytes([body[-1] ^ 0xFF])
