@@ -17,7 +17,7 @@ from support.agent_jobs import Agent, kill, problem_of, result_of, state_of
 from support.bench_jobs import ENGINE, bench
 
 pytestmark = pytest.mark.llama_cpp
-LONG = ("-r", "400")
+LONG = ("-r", "2500")
 
 
 def is_mark(event: JobEvent) -> bool:
