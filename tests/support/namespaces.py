@@ -222,9 +222,12 @@ class NamespaceFleet:
 
     def kill_everything(self, name: str) -> None:
         """As if the power went: all processes of the host at once, its sshd included."""
-        for pid in self.pids(name):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while (living := self.pids(name)) and time.monotonic() < deadline:  # some may be starting others just now
+            for pid in living:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
         sshd = self.hosts[name].sshd
         if sshd is not None:
             sshd.wait()

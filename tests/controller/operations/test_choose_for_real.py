@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, hub: StandInHub) -> Iterator
 @pytest.fixture
 def deploy(llama_cpp_bin: Path) -> list[str]:
     return ["deploy", "--repo", REPOSITORY, "--hosts", "a", "--engine-path", str(llama_cpp_bin), "--context", "512",
-            "--port", "18470"]  # fmt: skip
+            "--port", "18480"]  # fmt: skip
 
 
 def chosen(world: FleetWorld, host: str, *more: str) -> dict[str, Any]:
