@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -11,7 +12,7 @@ import grpc
 from fleet_agent.problem import ProblemError
 from fleet_proto.v1 import common_pb2
 
-__all__ = ["PROBLEM_METADATA_KEY", "ProblemError", "ProblemInterceptor", "abort"]
+__all__ = ["PROBLEM_METADATA_KEY", "ProblemError", "ProblemInterceptor", "abort", "wrapped"]
 
 PROBLEM_METADATA_KEY = "fleet-problem-bin"
 _log = logging.getLogger(__name__)
@@ -44,15 +45,20 @@ class ProblemInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # g
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
-        return handler
+        return wrapped(handler, partial(_guard_unary, method), partial(_guard_stream, method))
+
+
+def wrapped(handler: Any, unary: Callable[[Any], Any], stream: Callable[[Any], Any]) -> Any:
+    """The handler with `unary` or `stream` around its call; those two kinds are all that the agent has."""
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(
+            unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(
+            stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+        )
+    raise TypeError("calls with a stream of requests are not guarded")  # better none than one that nobody guards
 
 
 def _guard_unary(method: str, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

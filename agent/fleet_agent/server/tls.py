@@ -9,7 +9,7 @@ import grpc
 
 from fleet_agent.identity.store import Identity, IdentityStore
 from fleet_agent.problem import ProblemError
-from fleet_agent.server.problems import abort
+from fleet_agent.server.problems import abort, wrapped
 
 _log = logging.getLogger(__name__)
 _GRACE_SECONDS = 1.0
@@ -30,15 +30,7 @@ class RoleInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            self._stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
-        )
+        return None if handler is None else wrapped(handler, self._unary, self._stream)
 
     def _unary(self, call: Any) -> Any:
         async def guarded(request: Any, context: Any) -> Any:

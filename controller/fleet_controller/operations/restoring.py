@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.rollouts import Before, Gate, Strategy
-from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState
+from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.golden import GoldenBench
 from fleet_controller.operations.launch import launch
@@ -19,8 +19,7 @@ from fleet_inventory.hosts import Host
 
 async def before_of(context: FleetContext, host: Host, service: str) -> Before:
     """What the host has under the service's name now. Raises a TransportError."""
-    async with context.pool.client(host) as agent:
-        present = next((status for status in await agent.list_services() if status.spec.name == service), None)
+    present = await _present(context, host, service)
     if present is None or not present.spec_digest:  # a damaged record has a name alone: there is nothing to go back to
         return Before()
     return Before(spec=present.spec, running=present.desired is DesiredState.RUNNING)
@@ -28,9 +27,13 @@ async def before_of(context: FleetContext, host: Host, service: str) -> Before:
 
 async def goes_on(context: FleetContext, host: Host, service: str, before: Before) -> bool:
     """Whether what ran before is what runs, and is ready: a replace may have left it alone. Raises a TransportError."""
-    async with context.pool.client(host) as agent:
-        present = next((status for status in await agent.list_services() if status.spec.name == service), None)
+    present = await _present(context, host, service)
     return present is not None and present.spec == before.spec and present.state is ServiceState.READY
+
+
+async def _present(context: FleetContext, host: Host, service: str) -> ServiceStatus | None:
+    async with context.pool.client(host) as agent:
+        return next((status for status in await agent.list_services() if status.spec.name == service), None)
 
 
 async def restore(context: FleetContext, host: Host, service: str, before: Before) -> AsyncGenerator[HostEvent]:
