@@ -105,6 +105,16 @@ class JobSupervisor:
         kept = [status for status in statuses if not (active_only and status.state.terminal)]
         return tuple(sorted(kept, key=lambda status: (status.created_unix_ms, status.job_id)))
 
+    def active_specs(self) -> tuple[tuple[str, JobSpec], ...]:
+        """Id and spec of every unfinished job: what such a job needs must stay."""
+        specs = []
+        for status in self.list(active_only=True):
+            try:
+                specs.append((status.job_id, JobFolder(self.layout.jobs_dir / status.job_id).spec()))
+            except (ValueError, TypeError, OSError, ProblemError):
+                continue  # a damaged or just removed job runs nothing
+        return tuple(specs)
+
     def active_identities(self) -> tuple[ProcessIdentity, ...]:
         """The living runners, for telling our own processes from foreign ones."""
         runners = (living_runner(JobFolder(self.layout.jobs_dir / job_id)) for job_id in self._overseers)

@@ -8,10 +8,8 @@ from typing import Any
 from fleet_agent.artifacts.cache import HubCache, list_artifacts
 from fleet_agent.artifacts.survey import ArtifactUses, delete, left_aside, set_aside, survey_artifacts, texts_of
 from fleet_agent.artifacts.verified import VerifiedNotes
-from fleet_agent.jobs.store import JobFolder
 from fleet_agent.jobs.supervisor import JobSupervisor
 from fleet_agent.layout import Layout
-from fleet_agent.problem import ProblemError
 from fleet_agent.server.jobs import to_wire
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_agent.steps.cache_marker import cache_marker
@@ -64,12 +62,7 @@ class ArtifactCalls:
         return artifacts_pb2.RemoveArtifactsReply(freed_bytes=sum(freed), removed=removed)
 
     def _uses(self) -> ArtifactUses:
-        jobs = {}
-        for status in self._jobs.list(active_only=True):
-            try:
-                jobs[status.job_id] = texts_of(JobFolder(self._layout.jobs_dir / status.job_id).spec())
-            except (ValueError, TypeError, OSError, ProblemError):
-                continue  # a damaged or just removed job runs nothing
+        jobs = {job_id: texts_of(spec) for job_id, spec in self._jobs.active_specs()}
         services = {status.spec.name: texts_of(status.spec) for status in self._services.list()}
         services.update(services_of_other_machines(self._layout))
         return ArtifactUses(services, jobs)

@@ -6,10 +6,8 @@ from typing import Any
 from fleet_agent.engines.leftovers import Leftover
 from fleet_agent.engines.store import EngineStore, InstallUse, delete
 from fleet_agent.engines.uses import Uses, find_uses
-from fleet_agent.jobs.store import JobFolder
 from fleet_agent.jobs.supervisor import JobSupervisor
 from fleet_agent.layout import Layout
-from fleet_agent.problem import ProblemError
 from fleet_agent.services.supervisor import ServiceSupervisor
 from fleet_proto.v1 import agent_pb2
 
@@ -45,13 +43,7 @@ class EngineCalls:
         return agent_pb2.CollectLeftoversReply(freed_bytes=freed, removed=removed)
 
     def _uses(self) -> Uses:
-        jobs = []
-        for status in self._jobs.list(active_only=True):
-            try:
-                jobs.append((status.job_id, JobFolder(self._layout.jobs_dir / status.job_id).spec()))
-            except (ValueError, TypeError, OSError, ProblemError):
-                continue  # a damaged or just removed job runs nothing
-        return find_uses(self._services.specs(), jobs)
+        return find_uses(self._services.specs(), self._jobs.active_specs())
 
 
 def _install_to_wire(use: InstallUse) -> agent_pb2.InstallUse:
