@@ -63,6 +63,8 @@ class ArtifactCalls:
 
     def _uses(self) -> ArtifactUses:
         jobs = {job_id: texts_of(spec) for job_id, spec in self._jobs.active_specs()}
-        services = {status.spec.name: texts_of(status.spec) for status in self._services.list()}
+        services: dict[str, frozenset[str]] = {}
+        for spec in self._services.specs():  # a server on its way to replace one of its name comes after that
+            services[f"{spec.name}'s successor" if spec.name in services else spec.name] = texts_of(spec)
         services.update(services_of_other_machines(self._layout))
         return ArtifactUses(services, jobs)
