@@ -97,9 +97,14 @@ def _next(found: controller_pb2.RolloutInfo) -> list[str]:
     left = any(host.phase in ("waiting", "failed", "away", "changing") for host in found.hosts)
     if left and found.state in ("running", "paused", "stopped", "aborted", "done") and not found.carried_out:
         lines.append(f"go on: fleet rollout resume {number}")
-    if any(host.phase in TOUCHED for host in found.hosts) and found.state != "superseded" and not found.carried_out:
+    if any(_touched(host) for host in found.hosts) and found.state != "superseded" and not found.carried_out:
         lines.append(f"take back: fleet rollout undo {number}")
     return lines
+
+
+def _touched(host: controller_pb2.RolloutHostInfo) -> bool:
+    """Whether an undo has to do with the host: also one that waits to be changed a second time."""
+    return host.phase in TOUCHED or (host.phase in ("waiting", "away") and bool(host.before))
 
 
 def order_in_words(strategy: controller_pb2.RolloutStrategy) -> str:
@@ -151,7 +156,7 @@ async def _act(action: str, number: int | None, yes: bool, as_json: bool, dry_ru
 def _print_intent(action: str, found: controller_pb2.RolloutInfo, stream: Any) -> None:
     print(f"rollout {found.number}: {found.title}, {_state(found)}", file=stream)
     for host in found.hosts:
-        if action == "undo" and host.phase in TOUCHED:
+        if action == "undo" and _touched(host):
             print(f"  {host.host}: {host.after or 'unknown'} -> {host.before or 'as it is'}", file=stream)
         elif action == "resume" and host.phase in ("waiting", "failed", "away", "changing"):
             print(f"  {host.host}: {host.phase} -> {host.after or 'planned when it answers'}", file=stream)

@@ -54,15 +54,10 @@ class HostPhase(StrEnum):
     CHANGING = "changing"
     CHANGED = "changed"
     FAILED = "failed"
-    AWAY = "away"  # it did not answer: nothing was changed there
+    AWAY = "away"  # it did not answer; where `before` is known, it went away in the middle
     UNDOING = "undoing"
     UNDONE = "undone"
     UNDO_FAILED = "undo failed"
-
-    @property
-    def touched(self) -> bool:
-        """Whether the host may run something else than before."""
-        return self not in (HostPhase.WAITING, HostPhase.AWAY, HostPhase.UNDONE)
 
 
 class Before(Frozen):
@@ -81,6 +76,12 @@ class RolloutHost(Frozen):
     before: Before | None = None
     problem: Problem | None = None
     changed_unix_ms: int = 0
+
+    @property
+    def touched(self) -> bool:
+        """Whether the host may run something else than before: one that waits to be tried again may, too."""
+        idle = self.phase in (HostPhase.WAITING, HostPhase.AWAY)
+        return self.before is not None if idle else self.phase is not HostPhase.UNDONE
 
 
 class Rollout(Frozen):

@@ -16,7 +16,7 @@ from fleet_controller.domain.plan import PlanAction
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
-from fleet_controller.operations.launch import launch
+from fleet_controller.operations.launch import launch, until_ready
 from fleet_controller.operations.memory_observations import observe_memory
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, replan
 from fleet_controller.operations.problems import OperationError, problem_of
@@ -86,6 +86,9 @@ async def _deploy(
         if final.plan.action in TO_RUN:
             await deliver_api_key(context, host, spec, plan.request.api_key)
             async for event in launch(context, host, spec):
+                yield event
+        else:  # it may still be on its way, begun by a controller that died
+            async for event in until_ready(context, host, spec.name):
                 yield event
         smoke = planned.deployment.smoke_test
         if smoke is not None:

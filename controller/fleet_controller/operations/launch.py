@@ -35,6 +35,15 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
     if applied.ended_first_because:
         message = f"the old server of {spec.name} ended first: {applied.ended_first_because}"
         yield HostEvent(host=host.name, stage="serve", message=message)
+    async for event in until_ready(context, host, spec.name, wanted):
+        yield event
+
+
+async def until_ready(context: FleetContext, host: Host, name: str, wanted: str = "") -> AsyncGenerator[HostEvent]:
+    """Follow a service to READY, with the spec of that digest where one is given, over lost links and agent restarts.
+
+    Raises LaunchFailed or a TransportError.
+    """
     loop = asyncio.get_running_loop()
     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
     said = ""
@@ -42,7 +51,7 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
     while True:
         try:
             async with context.pool.client(host) as agent:
-                async for status in agent.watch_service(spec.name):
+                async for status in agent.watch_service(name):
                     last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
                     successor = _successor(status, wanted)
                     if successor is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from enum import StrEnum
 
 from fleet_controller.domain.base import Problem
@@ -18,6 +18,7 @@ from fleet_controller.operations.restoring import demand_ours, restore
 from fleet_controller.operations.rollout_carrier import POLL_SECONDS, key_of
 from fleet_controller.operations.rollout_views import in_words, unknown
 from fleet_controller.operations.rollouts import carry_out
+from fleet_controller.rolling.neighbours import later_one
 from fleet_controller.rolling.next_step import resumed
 from fleet_controller.rolling.store import RolloutStore
 
@@ -59,6 +60,7 @@ async def change(context: FleetContext, action: RolloutAction, number: int | Non
             yield event
     else:
         if action is RolloutAction.RESUME and not store.is_carried_out(rollout.number):
+            _demand_resumable(store, rollout)
             store.save(resumed(rollout))
         async for event in carry_out(context, rollout.number):
             yield event
@@ -86,9 +88,9 @@ def _chosen(store: RolloutStore, action: RolloutAction, number: int | None) -> R
 async def _ask(store: RolloutStore, rollout: Rollout, wish: RolloutState) -> AsyncGenerator[HostEvent]:
     """Told to whoever carries it out, who lets the hosts under way end; nobody does: it is so at once."""
     number = rollout.number
-    store.ask(number, wish)
     said = False
     while store.is_carried_out(number):
+        store.ask(number, wish)  # again each time: whoever has just begun clears what was asked before
         now = store.get(number)
         if now is None or now.state is not S.RUNNING:
             break
@@ -119,12 +121,12 @@ async def undo(context: FleetContext, number: int) -> AsyncGenerator[HostEvent]:
             raise OperationError("rollout-busy", f"rollout {number} was begun just now", "fleet rollout list")
         store.set_state(number, S.UNDOING)
         plan = StoredPlan.model_validate_json(store.plan(number))
-        touched = [host for host in rollout.hosts if host.phase.touched]
+        touched = [host for host in rollout.hosts if host.touched]
         async for event in merged([_undo_host(context, store, rollout, plan, host) for host in reversed(touched)]):
             yield event
         left = store.get(number)
         assert left is not None
-        bad = [host.host for host in left.hosts if host.phase.touched]
+        bad = [host.host for host in left.hosts if host.touched]
         state, reason = (S.UNDOING, f"not undone: {', '.join(bad)}") if bad else (S.UNDONE, "")
         store.set_state(number, state, reason)
 
@@ -138,13 +140,31 @@ def _demand_undoable(context: FleetContext, store: RolloutStore, rollout: Rollou
     if context.running.digest_of(key_of(number)) is not None or store.is_carried_out(number):
         message = f"rollout {number} is under way"
         raise OperationError("rollout-busy", message, f"fleet rollout abort {number}, then undo it")
-    names = {host.host for host in rollout.hosts}
-    for other in store.newest():
-        later = other.number > rollout.number and other.service == rollout.service
-        standing = other.state is not S.UNDONE and any(host.phase.touched for host in other.hosts)
-        if later and standing and names & {host.host for host in other.hosts if host.phase.touched}:
-            message = f"rollout {other.number} ({other.title}) came after it"
-            raise OperationError("rollout-state", message, f"fleet rollout undo {other.number} comes first", usage=True)
+    _demand_alone(store, rollout, [host.host for host in rollout.hosts if host.touched])
+    other = later_one(rollout, store.of_service(rollout.service), [host.host for host in rollout.hosts])
+    if other is not None:
+        message = f"rollout {other.number} ({other.title}) came after it"
+        raise OperationError("rollout-state", message, f"fleet rollout undo {other.number} comes first", usage=True)
+
+
+def _demand_resumable(store: RolloutStore, rollout: Rollout) -> None:
+    """What a later rollout put on a host is not replaced by an older one that goes on. Raises OperationError."""
+    names = [host.host for host in resumed(rollout).of(HostPhase.WAITING)]
+    _demand_alone(store, rollout, names)
+    other = later_one(rollout, store.of_service(rollout.service), names)
+    if other is not None:
+        message = f"rollout {other.number} ({other.title}) came after it"
+        remedy = f"fleet rollout undo {other.number} first, or deploy what you want there"
+        raise OperationError("rollout-state", message, remedy, usage=True)
+
+
+def _demand_alone(store: RolloutStore, rollout: Rollout, names: Collection[str]) -> None:
+    """Raises OperationError where another rollout is under way on one of these hosts."""
+    for other in store.unfinished():
+        shared = [host.host for host in other.hosts if host.host in names]
+        if other.number != rollout.number and shared and store.is_carried_out(other.number):
+            message = f"rollout {other.number} ({other.title}) is under way on {', '.join(shared)}"
+            raise OperationError("rollout-busy", message, f"fleet rollout watch {other.number}")
 
 
 async def _undo_host(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fleet_controller.domain.base import Frozen
+from fleet_controller.domain.plan import PlanAction
 from fleet_controller.domain.rollouts import Before, HostPhase, Rollout, RolloutHost, RolloutState, Strategy
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.deploy import TO_RUN
 from fleet_controller.operations.planning import PlannedHost, StoredPlan
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.rollout_carrier import AWAY, key_of
+from fleet_controller.rolling.neighbours import takes_place
 from fleet_controller.rolling.store import RolloutStore
 from fleet_controller.rolling.waves import WaveError, default_canaries, waves_of
+from fleet_controller.transport.errors import HostUnreachable
 
 
 class RolloutWish(Frozen):
@@ -36,18 +39,32 @@ def new_rollout(context: FleetContext, plan: StoredPlan, wish: RolloutWish) -> R
         waves = waves_of(names, labels, strategy)
     except WaveError as error:
         raise OperationError("usage", str(error), usage=True) from None
-    same = _same_under_way(context, store, plan)
-    if same is not None:
-        return same
-    earlier = _demand_free(store, names)
-    service = next(item.shown.service.name for item in changing if item.shown.service is not None)
-    hosts = [RolloutHost(host=name, wave=waves[name], before=_inherited(earlier, name, service)) for name in names]
-    hosts += _done_before(earlier, service, names, [item.shown.host for item in plan.hosts])
+    with store.making():
+        same = _same_under_way(context, store, plan)
+        if same is not None:
+            return same
+        return _created(store, plan, names, waves, strategy)
+
+
+def _created(
+    store: RolloutStore, plan: StoredPlan, names: list[str], waves: Mapping[str, int], strategy: Strategy
+) -> Rollout:
+    """Raises OperationError where another rollout is under way on one of the hosts."""
+    free = _demand_free(store, names)
+    planned = [item.shown.service for item in plan.hosts if item.shown.host in names]
+    service = next((spec.name for spec in planned if spec is not None), "")
+    if not service:
+        raise OperationError(HostUnreachable.code, f"{', '.join(names)} cannot be planned: none answers", "fleet hosts")
+    kept = [item.shown.host for item in plan.hosts if item.shown.action is PlanAction.KEEP]
+    earlier = [other for other in free if takes_place(other, service, names, kept)]
+    hosts = [RolloutHost(host=name, wave=waves[name], before=_inherited(earlier, name)) for name in names]
+    hosts += _done_before(earlier, names)
     rollout = Rollout(
         number=0, plan_id=plan.plan_id, title=f"deploy {service}", service=service, strategy=strategy,
         hosts=tuple(hosts),
     )  # fmt: skip
-    return store.create(rollout, plan.model_dump_json(), supersedes=earlier)
+    ended = [other for other in free if other not in earlier]
+    return store.create(rollout, plan.model_dump_json(), supersedes=earlier, aborts=ended)
 
 
 def _canaries(plan: StoredPlan, changing: list[PlannedHost], wish: RolloutWish) -> tuple[str, ...]:
@@ -100,22 +117,20 @@ def _demand_free(store: RolloutStore, names: Iterable[str]) -> list[Rollout]:
     return earlier
 
 
-def _inherited(earlier: list[Rollout], name: str, service: str) -> Before | None:
+def _inherited(earlier: list[Rollout], name: str) -> Before | None:
     """What ran before the first of several rollouts that were cut off: an undo goes back to that."""
     for other in reversed(earlier):
         for host in other.hosts:
-            if host.host == name and host.phase.touched and other.service == service and host.before is not None:
+            if host.host == name and host.touched and host.before is not None:
                 return host.before
     return None
 
 
-def _done_before(earlier: list[Rollout], service: str, names: list[str], planned: list[str]) -> list[RolloutHost]:
+def _done_before(earlier: list[Rollout], names: list[str]) -> list[RolloutHost]:
     """Hosts that a rollout which was cut off has changed already: part of this one, for an undo."""
     found: dict[str, RolloutHost] = {}
     for other in reversed(earlier):
-        if other.service != service:
-            continue
         for host in other.of(HostPhase.CHANGED):
-            if host.host not in names and host.host in planned:
+            if host.host not in names:
                 found.setdefault(host.host, host.model_copy(update={"wave": 0}))
     return list(found.values())

@@ -77,7 +77,7 @@ def _host_view(host: RolloutHost, after: ServiceSpec | None) -> RolloutHostView:
 
 
 def in_words(before: Before) -> str:
-    """As "llama.cpp b11434 Q4_K_M on port 8080", or "nothing"."""
+    """As "llama.cpp b11434 Q4_K_M, context 32,768, on port 8080", or "nothing"."""
     if before.spec is None:
         return "nothing"
     return spec_in_words(before.spec) + ("" if before.running else ", stopped")
@@ -85,4 +85,5 @@ def in_words(before: Before) -> str:
 
 def spec_in_words(spec: ServiceSpec) -> str:
     parts = (spec.backend, spec.backend_version, spec.quantization)
-    return f"{' '.join(part for part in parts if part)} on port {spec.port}"
+    context = f", context {spec.context_length:,}," if spec.context_length else ""
+    return f"{' '.join(part for part in parts if part)}{context} on port {spec.port}"

@@ -52,7 +52,10 @@ async def _run(context: FleetContext, number: int) -> AsyncGenerator[HostEvent]:
             raise _elsewhere(number)
         rollout = store.get(number)
         assert rollout is not None
-        if rollout.state is not RolloutState.RUNNING:  # somebody ended it a moment ago
+        if rollout.state in (RolloutState.SUPERSEDED, RolloutState.ABORTED):
+            message = f"rollout {number} was ended by someone else a moment ago: {rollout.reason}"
+            raise OperationError("rollout-state", message, "fleet rollout list")
+        if rollout.state is not RolloutState.RUNNING:
             return
         rollout = interrupted(rollout)
         store.save(rollout)

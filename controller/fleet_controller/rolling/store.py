@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.rollouts import Before, HostPhase, Rollout, RolloutHost, RolloutState, Strategy
@@ -30,12 +31,23 @@ class RolloutStore:
     def __init__(self, database: StateDatabase) -> None:
         self._database = database
 
-    def create(self, rollout: Rollout, plan_body: str, supersedes: Sequence[Rollout] = ()) -> Rollout:
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """One at a time looks whether its hosts are free, and creates its rollout."""
+        with self._lock_file("making").open("a", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def create(
+        self, rollout: Rollout, plan_body: str, supersedes: Sequence[Rollout] = (), aborts: Sequence[Rollout] = ()
+    ) -> Rollout:
         """Keeps a new one under the next number; those whose hosts it goes on with end in the same moment."""
         now = _now_ms()
         with self._database.transaction() as connection:
             for other in supersedes:
                 _set_state(connection, other.number, RolloutState.SUPERSEDED, rollout.title, now)
+            for other in aborts:
+                _set_state(connection, other.number, RolloutState.ABORTED, f"{rollout.title} came after it", now)
             values = (
                 rollout.plan_id, rollout.title, rollout.service, rollout.strategy.model_dump_json(), plan_body,
                 rollout.state.value, rollout.reason, "", now, now,
@@ -107,8 +119,7 @@ class RolloutStore:
     @contextmanager
     def carrying_out(self, number: int) -> Iterator[bool]:
         """Whether this process is the one that carries the rollout out, until the end of the block."""
-        folder = private_folder(self._database.path.parent / "rollouts")
-        with (folder / f"{number}.lock").open("a", encoding="ascii") as lock:
+        with self._lock_file(str(number)).open("a", encoding="ascii") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -120,6 +131,9 @@ class RolloutStore:
         """Whether some process does; asked of the lock, so that a dead one counts for nothing."""
         with self.carrying_out(number) as ours:
             return not ours
+
+    def _lock_file(self, name: str) -> Path:
+        return private_folder(self._database.path.parent / "rollouts") / f"{name}.lock"
 
     def _select(self, where: str, values: tuple[object, ...]) -> tuple[Rollout, ...]:
         connection = self._database.connection

@@ -10,7 +10,7 @@ def ways_back(newest_first: Iterable[Rollout], host: str) -> tuple[WayBack, ...]
     """Of each service's last rollout that stands on the host, the install that ran before it."""
     found: dict[str, WayBack] = {}
     for rollout in newest_first:
-        part = next((one for one in rollout.hosts if one.host == host and one.phase.touched), None)
+        part = next((one for one in rollout.hosts if one.host == host and one.touched), None)
         gone = rollout.state in (RolloutState.UNDONE, RolloutState.SUPERSEDED)
         if part is None or gone or rollout.service in found:
             continue

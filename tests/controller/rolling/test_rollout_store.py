@@ -60,6 +60,14 @@ def test_one_that_goes_on_with_anothers_hosts_ends_it(store: RolloutStore) -> No
     ]  # fmt: skip
 
 
+def test_one_that_needs_an_undo_of_its_own_is_ended_and_says_by_whom(store: RolloutStore) -> None:
+    first = store.create(FRESH, "")
+    store.create(FRESH.model_copy(update={"title": "deploy n"}), "", aborts=[first])
+    found = store.get(1)
+    assert found is not None
+    assert (found.state, found.reason) == (RolloutState.ABORTED, "deploy n came after it")
+
+
 def test_wishes_are_told_once_and_taken_back(store: RolloutStore) -> None:
     store.create(FRESH, "")
     assert store.wanted(1) is None
