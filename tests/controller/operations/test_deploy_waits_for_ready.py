@@ -1,4 +1,4 @@
-"""A service that has the wanted spec already may still be starting, begun by a controller that died: it is waited for."""
+"""A service that has the wanted spec may still be starting, begun by a controller that died: it is waited for."""
 
 from collections.abc import AsyncIterator
 from typing import Any
