@@ -19,6 +19,9 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),  # two agents on one port would share it in silence
+    # Strangers cost descriptors that the agent needs for its work: they are few, and leave soon.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_allowed_incoming_connections", 128),
 )
 
 
@@ -87,7 +90,7 @@ class TlsListener:
         else:
             self.problem = ""
         before, self._identity = self._identity, wanted
-        if wanted is None or before is None or (wanted.bind_address, wanted.port) != (before.bind_address, before.port):
+        if wanted is None or before is None or _ends_connections(before, wanted):
             await self.close()
         if wanted is not None and self._server is None:
             await self._listen(wanted)
@@ -125,6 +128,15 @@ class TlsListener:
             return None
         self._served = identity
         return _configuration(identity)
+
+
+def _ends_connections(before: Identity, now: Identity) -> bool:
+    """A renewed certificate ends none. Another authority does: its name for a controller is the same, so that whoever
+    was let in by the one before would go on controlling this host.
+    """
+    return (before.bind_address, before.port, before.authority_pem, before.controller_name) != (
+        now.bind_address, now.port, now.authority_pem, now.controller_name
+    )  # fmt: skip
 
 
 def _configuration(identity: Identity) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -35,6 +36,16 @@ class Certificate:
     def half_spent(self, now: float) -> bool:
         """Whether it is time for another one."""
         return now > (self.not_before + self.not_after) / 2
+
+    def is_signed_by(self, authority_pem: bytes) -> bool:
+        """Whether that authority's key made it; names alone say nothing."""
+        try:
+            x509.load_pem_x509_certificate(self.pem).verify_directly_issued_by(
+                x509.load_pem_x509_certificate(authority_pem)
+            )
+        except (InvalidSignature, ValueError, TypeError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What the controller keeps of its authority: <state_dir>/identity, of mode 0700, with keys of mode 0600.
 
 authority.pem      key and certificate, made on the first `fleet up`; the key never leaves this machine
-controller.json    the controller's own key and certificate, made again after half their life
+controller.json    the controller's own key and certificate, made again after half their life, or by another authority
 hosts/HOST.json    which certificate a host has, where it listens, whether it was revoked
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleet_controller.domain.base import Frozen
-from fleet_controller.pki.names import CONTROLLER, host_name
+from fleet_controller.pki.names import CONTROLLER, host_name, new_label
 from fleet_controller.private_file import write_private, write_private_once
 from fleet_controller.settings import private_folder
 
@@ -41,14 +41,14 @@ class Enrolment(Frozen):
     address: str
     port: int
     machine_id: str
-    generation: int = 1
+    label: str
     not_before: float = 0.0
     not_after: float = 0.0
     revoked: bool = False
 
     @property
     def name(self) -> str:
-        return host_name(self.machine_id, self.generation)
+        return host_name(self.label, self.machine_id)
 
     def half_spent(self, now: float) -> bool:
         return now > (self.not_before + self.not_after) / 2
@@ -82,13 +82,17 @@ class IdentityKeeper:
         return self._authority().certificate_pem
 
     def credentials(self) -> Credentials:
-        """The controller's own, made new after half their life. Raises UnusableAuthorityError."""
+        """The controller's own, made new after half their life, and where the authority is another one than it was.
+
+        Raises UnusableAuthorityError.
+        """
         from fleet_controller.pki.authority import Usage, certificate_of, new_key
 
         authority_pem = self.ensure()
         with suppress(OSError, ValueError):
             kept = _Kept.model_validate_json(self._controller_file.read_bytes())
-            if not certificate_of(kept.certificate_pem.encode()).half_spent(self._now()):
+            certificate = certificate_of(kept.certificate_pem.encode())
+            if certificate.is_signed_by(authority_pem) and not certificate.half_spent(self._now()):
                 return _credentials(authority_pem, kept)
         public_key, key_pem = new_key()
         made = self._authority().issue(public_key, CONTROLLER, Usage.CONTROLLER, CONTROLLER_DAYS, self._moment())
@@ -126,7 +130,9 @@ class IdentityKeeper:
         write_private(self._host_file(enrolment.host), enrolment.model_dump_json().encode())
 
     def forget(self, host: str) -> None:
-        """The host is reached in another way now. A revoked certificate stays revoked."""
+        """The host is reached in another way now. A certificate that was revoked stays so, and one that was not names
+        nobody any more either: the next enrolment has another label.
+        """
         found = self.enrolment(host)
         if found is not None and not found.revoked:
             self._host_file(host).unlink(missing_ok=True)
@@ -136,7 +142,7 @@ class IdentityKeeper:
         found = self.enrolment(host)
         if found is None or found.revoked:
             return False
-        self.keep(found.model_copy(update={"revoked": True, "generation": found.generation + 1}))
+        self.keep(found.model_copy(update={"revoked": True, "label": new_label()}))
         return True
 
     def _authority(self) -> Authority:

@@ -17,7 +17,7 @@ import grpc
 
 from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.domain.jobs import JobEvent
-from fleet_controller.pki.keeper import IdentityKeeper
+from fleet_controller.pki.keeper import Enrolment, IdentityKeeper
 from fleet_controller.transport.client import AgentClient, open_channel
 from fleet_controller.transport.discovery import discover, start_agent
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
@@ -50,11 +50,12 @@ class _Contact:
     channel: grpc.aio.Channel | None = None
     explain: Explain = _no_word  # what gRPC says of the channel, in words for a user
     identity: AgentIdentity | None = None
+    enrolment: Enrolment | None = None  # over TLS: whose certificate the channel was opened for, or a newer one
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def over_tls(self) -> bool:
-        return self.explain is not _no_word
+        return self.enrolment is not None
 
 
 class AgentPool:
@@ -182,7 +183,9 @@ class AgentPool:
     async def _ready_client(self, contact: _Contact) -> AgentClient:
         await _close_stale(contact)
         if contact.channel and contact.identity and _is_warm(contact.channel):
-            return _client(contact, contact.channel)
+            client = _client(contact, contact.channel)
+            await self._renew_if_due(contact, client)
+            return client
         if contact.host.transport is Transport.TLS:
             return await self._open_tls(contact)
         link = await self._open_link(contact)
@@ -218,14 +221,22 @@ class AgentPool:
         contact.way = _way(host)
         contact.channel = tls.open_tls_channel(enrolment, self._identities)
         contact.explain = lambda details: tls.explain(host, enrolment, details)
+        contact.enrolment = enrolment
         client = _client(contact, contact.channel)
         try:
             contact.identity = await client.handshake()
         except BaseException:
             await _close_channel(contact)
             raise
-        await tls.renew_if_due(client, self._identities, host, enrolment)
+        await self._renew_if_due(contact, client)
         return client
+
+    async def _renew_if_due(self, contact: _Contact, client: AgentClient) -> None:
+        """On any contact, also on a connection that has been warm for months."""
+        if contact.enrolment is not None:
+            from fleet_controller.transport import tls
+
+            contact.enrolment = await tls.renew_if_due(client, self._identities, contact.host, contact.enrolment)
 
     async def _shake_hands(self, contact: _Contact, link: HostLink) -> AgentClient:
         remembered = self._sockets.get(contact.host)
@@ -290,6 +301,7 @@ async def _close_stale(contact: _Contact) -> None:
 
 async def _close_channel(contact: _Contact) -> None:
     channel, contact.channel, contact.identity, contact.explain = contact.channel, None, None, _no_word
+    contact.enrolment = None
     if channel:
         await channel.close()
 

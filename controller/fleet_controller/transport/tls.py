@@ -13,7 +13,7 @@ import grpc
 
 from fleet_controller.domain.agents import HostIdentity, IdentityStatus
 from fleet_controller.pki.keeper import Enrolment, IdentityKeeper, UnusableAuthorityError
-from fleet_controller.pki.names import CONTROLLER
+from fleet_controller.pki.names import CONTROLLER, new_label
 from fleet_controller.transport.client import CHANNEL_OPTIONS, AgentClient
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, NotEnrolled, TransportError
 from fleet_inventory.hosts import Host
@@ -85,11 +85,11 @@ async def enrol(
     Raises a TransportError, NotEnrolled where the host's key is none that we sign.
     """
     before = keeper.enrolment(host.name)
-    generation = before.generation if before is not None and before.machine_id == machine_id else 1
+    # The same name as long as it is the same machine: a renewal that is cut off leaves either certificate good.
+    label = before.label if before is not None and before.machine_id == machine_id else new_label()
     wanted = Enrolment(
-        host=host.name, way=tls_way(host), address=address, port=host.tls_port,
-        machine_id=machine_id, generation=generation,
-    )  # fmt: skip
+        host=host.name, way=tls_way(host), address=address, port=host.tls_port, machine_id=machine_id, label=label
+    )
     key_id, public_key = await agent.new_identity_key()
     try:
         certificate, signed = keeper.sign_host(public_key, wanted)
@@ -110,8 +110,12 @@ async def enrol(
     return signed, status
 
 
-async def renew_if_due(agent: AgentClient, keeper: IdentityKeeper, host: Host, enrolment: Enrolment) -> None:
-    """A new key and certificate once half of its life is over. A failure costs nothing: the next contact tries."""
+async def renew_if_due(agent: AgentClient, keeper: IdentityKeeper, host: Host, enrolment: Enrolment) -> Enrolment:
+    """The enrolment, with a new key and certificate once half of its life is over.
+
+    A failure costs nothing: the next contact tries.
+    """
     if enrolment.half_spent(time.time()):
-        with suppress(TransportError):
-            await enrol(agent, keeper, host, enrolment.machine_id, enrolment.address)
+        with suppress(TransportError, UnusableAuthorityError):
+            return (await enrol(agent, keeper, host, enrolment.machine_id, enrolment.address))[0]
+    return enrolment

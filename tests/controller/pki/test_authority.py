@@ -36,7 +36,7 @@ def test_openssl_agrees_with_what_it_is_good_for(
 
 
 def test_a_certificate_has_one_name_and_is_renewed_after_half_its_life(authority: Authority) -> None:
-    name = host_name("0123456789abcdef0123456789abcdef", 2)
+    name = host_name("h0123456789abcdef", "0123456789abcdef0123456789abcdef")
     made = authority.issue(new_key()[0], name, Usage.HOST, 90, NOW)
     names = x509.load_pem_x509_certificate(made.pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert names.value.get_values_for_type(x509.DNSName) == [name]

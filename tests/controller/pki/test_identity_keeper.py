@@ -15,7 +15,9 @@ from fleet_controller.pki.keeper import CONTROLLER_DAYS, Enrolment, IdentityKeep
 from fleet_controller.pki.names import pull_name
 
 DAY = 86400.0
-ENROLMENT = Enrolment(host="gpu1", way="gpu1 7443", address="10.0.0.1", port=7443, machine_id="ab" * 16)
+ENROLMENT = Enrolment(
+    host="gpu1", way="gpu1 7443", address="10.0.0.1", port=7443, machine_id="ab" * 16, label="h1"
+)  # fmt: skip
 
 
 def test_the_authority_is_made_once_and_is_private(tmp_path: Path) -> None:
@@ -45,6 +47,17 @@ def test_the_controllers_own_certificate_is_made_new_in_time(tmp_path: Path) -> 
     second = keeper.credentials()
     assert second.key_pem != first.key_pem
     assert second.authority_pem == first.authority_pem
+
+
+def test_another_authority_signs_the_controller_anew(tmp_path: Path) -> None:
+    """Its file was lost, or an older one was restored: what the former one signed opens nothing any more."""
+    keeper = IdentityKeeper(tmp_path)
+    keeper.credentials()
+    (tmp_path / "identity" / "authority.pem").unlink()
+    found = keeper.credentials()
+    made = x509.load_pem_x509_certificate(found.certificate_pem)
+    made.verify_directly_issued_by(x509.load_pem_x509_certificate(found.authority_pem))
+    assert keeper.credentials() == found
 
 
 def test_a_broken_authority_says_what_to_do_and_is_not_replaced(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from fleet_controller.domain.agents import AgentIdentity
+from fleet_controller.pki import keeper
 from fleet_controller.pki.authority import Usage, new_key
 from fleet_controller.pki.keeper import IdentityKeeper
 from fleet_controller.pki.names import CONTROLLER
@@ -171,6 +172,90 @@ async def test_a_certificate_past_half_its_life_is_renewed_on_contact(world: Wor
     assert renewed.name == old.name
     await world.pool.drop(world.host)
     await world.pool.identity(world.host)  # the new certificate serves
+
+
+async def test_a_connection_that_stays_warm_for_months_renews_as_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "HOST_DAYS", 0.25)  # less than certificates are backdated: half spent from the start
+    await world.enrol()
+    await world.pool.identity(world.host)
+    monkeypatch.undo()
+    short = world.keeper.enrolment("gpu1")
+    await world.pool.identity(world.host)
+    assert world.pool.answers_over_tls(world.host)
+    renewed = world.keeper.enrolment("gpu1")
+    assert short is not None and renewed is not None
+    assert renewed.name == short.name
+    assert renewed.not_after > short.not_after + 80 * 86400
+    await world.pool.drop(world.host)
+    await world.pool.identity(world.host)
+
+
+async def test_a_host_that_comes_back_gets_no_name_that_it_had_before(world: World) -> None:
+    """Revoked, enrolled, removed, enrolled: a stolen certificate of the first time stays nobody's."""
+    await world.enrol()
+    names = [_name(world)]
+    world.keeper.revoke("gpu1")
+    await world.enrol()
+    names.append(_name(world))
+    world.keeper.forget("gpu1")
+    await world.enrol()
+    names.append(_name(world))
+    assert len(set(names)) == 3
+    async with world.local() as (client, identity):  # another disk in the host, and the first one again
+        await tls.enrol(client, world.keeper, world.host, "another", "127.0.0.1")
+        await tls.enrol(client, world.keeper, world.host, identity.machine_id, "127.0.0.1")
+    assert _name(world) not in names
+
+
+async def test_machines_with_one_id_are_not_each_other(world: World) -> None:
+    """Cloned images, and a host that says that it is another."""
+    await world.enrol()
+    twin = world.host.model_copy(update={"name": "gpu2"})
+    async with world.local() as (client, identity):
+        made, _ = await tls.enrol(client, world.keeper, twin, identity.machine_id, "127.0.0.1")
+    assert made.name != _name(world)
+    with pytest.raises(NotEnrolled, match="does not have this host's certificate"):
+        await world.pool.identity(world.host)
+
+
+def _name(world: World) -> str:
+    found = world.keeper.enrolment("gpu1")
+    assert found is not None
+    return found.name
+
+
+async def test_a_new_authority_ends_what_the_old_one_let_in(world: World) -> None:
+    """A stolen controller's key must not go on over the connection that it has; a renewal ends none."""
+    await world.enrol()
+    enrolment = world.keeper.enrolment("gpu1")
+    assert enrolment is not None
+    thief = tls.open_tls_channel(enrolment, world.keeper)
+    client = AgentClient("gpu1", thief)
+    await client.handshake()
+    await world.enrol()
+    await client.handshake()
+    await world.enrol(IdentityKeeper(world.state / "new"), take_over=True)
+    with pytest.raises(NoAgent):
+        await client.handshake()
+    await thief.close()
+
+
+async def test_strangers_are_few_and_leave(world: World) -> None:
+    """A flood of connections that say nothing costs the agent no descriptors that it needs."""
+    await world.enrol()
+    strangers = [socket.create_connection(("127.0.0.1", world.host.tls_port)) for _ in range(300)]
+    try:
+        pid = world.agent.process.pid
+        async with world.local() as (client, _):
+            await client.get_identity()
+            await client.list_services()
+        assert len(list(Path(f"/proc/{pid}/fd").iterdir())) < 250
+    finally:
+        for stranger in strangers:
+            stranger.close()
+    await world.pool.identity(world.host)
 
 
 async def test_an_expired_or_revoked_host_is_enrolled_again_over_ssh(world: World) -> None:
