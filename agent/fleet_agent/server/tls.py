@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 class RoleInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc.aio has no types
-    """Lets only the controller's name through. TLS has shown already that our authority signed the certificate."""
+    """Lets only the controller's name through, alone. TLS has shown already that our authority signed the certificate."""
 
     def __init__(self, controller_name: Callable[[], str]) -> None:
         self._controller_name = controller_name
@@ -53,7 +53,7 @@ class RoleInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc
 
     async def _demand_controller(self, context: Any) -> None:
         names = {name.decode(errors="replace") for name in context.auth_context().get(_NAMES, ())}
-        if self._controller_name() not in names:
+        if names != {self._controller_name()}:
             _log.warning("refused a call of %s from %s", ", ".join(sorted(names)) or "nobody", context.peer())
             problem = ProblemError(
                 "not-a-controller", "this certificate may not control agents", "", "PERMISSION_DENIED"

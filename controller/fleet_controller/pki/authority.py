@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_DAYS = 3650
 # Clocks of lab machines are not always set: a certificate counts from some time before it was made.
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 BACKDATED = datetime.timedelta(hours=12)
 
 
@@ -76,7 +78,13 @@ class Authority:
     def issue(
         self, public_key: ec.EllipticCurvePublicKey, name: str, usage: Usage, days: float, now: datetime.datetime
     ) -> Certificate:
-        """A certificate for one DNS name, which is never looked up: both ends compare it with what they expect."""
+        """A certificate for one DNS name, which is never looked up: both ends compare it with what they expect.
+
+        Raises ValueError for a name with other signs than such names have: a host has a say in its own, and programs
+        end a name at a zero byte.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no name for a certificate")
         key = serialization.load_pem_private_key(self.key_pem, None)
         authority = x509.load_pem_x509_certificate(self.certificate_pem)
         assert isinstance(key, ec.EllipticCurvePrivateKey)  # we made it

@@ -46,6 +46,12 @@ def test_a_certificate_has_one_name_and_is_renewed_after_half_its_life(authority
     assert made.half_spent(NOW.timestamp() + 46 * day)
 
 
+@pytest.mark.parametrize("machine_id", ["", "a b", "x\0y", "*", "a..b", "ä", "x\n"])
+def test_a_host_that_tells_a_strange_machine_id_gets_no_certificate(authority: Authority, machine_id: str) -> None:
+    with pytest.raises(ValueError, match="no name for a certificate"):
+        authority.issue(new_key()[0], host_name("h1", machine_id), Usage.HOST, 90, NOW)
+
+
 def test_only_keys_as_hosts_make_them_are_signed(tmp_path: Path) -> None:
     for kind, fine in (("ecdsa", True), ("ed25519", False)):
         path = tmp_path / kind
