@@ -8,7 +8,7 @@ from fleet_controller.domain.agents import AgentIdentity
 from fleet_controller.pki.keeper import UnusableAuthorityError
 from fleet_controller.transport import tls
 from fleet_controller.transport.client import AgentClient
-from fleet_controller.transport.errors import AgentRefused, BringUpFailed, ProtocolSkew, TransportError
+from fleet_controller.transport.errors import AgentRefused, BringUpFailed, NotEnrolled, ProtocolSkew, TransportError
 from fleet_controller.transport.pool import AgentPool
 from fleet_inventory.hosts import Host, Transport
 
@@ -37,6 +37,10 @@ async def settle_identity(host: Host, pool: AgentPool, identity: AgentIdentity, 
     except TransportError as error:
         message = f"the agent runs and has its certificate, but not over TLS: {error.problem.message}"
         remedy = f"open port {enrolment.port} between here and there, or say transport: ssh in hosts.yaml"
+        if isinstance(
+            error, NotEnrolled
+        ):  # it answers, and one of the two does not believe a certificate made just now
+            remedy = "compare the clocks of both machines (date): certificates count for a time only"
         raise BringUpFailed(host.name, message, remedy, "tls-unreachable") from None
     return f"its certificate counts for {_days(enrolment.not_after - enrolment.not_before)} days", True
 

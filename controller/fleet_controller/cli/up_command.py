@@ -13,6 +13,7 @@ from fleet_controller.cli.failures import UsageFailure
 from fleet_controller.cli.host_keys import answer_host_keys
 from fleet_controller.cli.output import confirm, print_json, print_table
 from fleet_controller.service.protocol import software_version
+from fleet_inventory.host_file import Transport
 from fleet_proto.v1 import controller_pb2
 
 PLAN_COLUMNS = ("HOST", "ADDRESS", "TRANSPORT", "WHAT WOULD HAPPEN")
@@ -35,6 +36,9 @@ def run_up(options: UpOptions) -> None:
     """Exit code 1 where a host could not be brought up or its key was not accepted."""
     if options.wheels and not Path(options.wheels).is_dir():
         raise UsageFailure(f"{options.wheels} is not a folder", "name the folder with the wheels")
+    known = [kind.value for kind in Transport]
+    if options.transport and options.transport not in known:
+        raise UsageFailure(f"there is no transport {options.transport}", f"one of: {', '.join(known)}")
     call(_up(options), when_interrupted=typed_command())
 
 
@@ -42,7 +46,7 @@ async def _up(options: UpOptions) -> None:
     async with connected_controller() as controller:
         looked = controller.GetHosts(controller_pb2.GetHostsRequest(pattern=options.pattern, refresh=True))
         reports = sorted([report async for report in looked], key=lambda report: report.host)
-        plan = [(report.host, report.address, report.transport, _intent(report, options)) for report in reports]
+        plan = [_row(report, options) for report in reports]
         if options.dry_run and options.as_json:
             print_json(
                 {"hosts": [dict(zip(("host", "address", "transport", "action"), row, strict=True)) for row in plan]}
@@ -54,6 +58,9 @@ async def _up(options: UpOptions) -> None:
         if not confirm(f"Bring up {len(plan)} host{'' if len(plan) == 1 else 's'}?", options.yes):
             raise typer.Exit(0)
         finished = await _bring_up(controller, options)
+    if any(report.transport != (options.transport or report.transport) for report in reports):
+        said = f"--transport {options.transport} counts for this command only"
+        print(f"{said}; for all others write transport: {options.transport} into hosts.yaml", file=sys.stderr)
     finish_events(finished, options.as_json)
 
 
@@ -74,6 +81,14 @@ async def _bring_up(controller: Any, options: UpOptions) -> list[controller_pb2.
         ended.update({event.host: event for event in finished})
         pattern = ",".join(await answer_host_keys(controller, finished))
     return [ended[host] for host in sorted(ended)]
+
+
+def _row(report: controller_pb2.HostReport, options: UpOptions) -> tuple[str, str, str, str]:
+    transport = options.transport or report.transport
+    intent = _intent(report, options)
+    if transport == "tls" and report.transport != "tls":
+        intent += ", and give it a certificate for transport tls"
+    return report.host, report.address, transport, intent
 
 
 def _intent(report: controller_pb2.HostReport, options: UpOptions) -> str:

@@ -224,9 +224,12 @@ class AgentPool:
         contact.enrolment = enrolment
         client = _client(contact, contact.channel)
         try:
-            contact.identity = await client.handshake()
-        except BaseException:
+            contact.identity = await client.handshake(tls.CONNECT_SECONDS)
+        except BaseException as error:
+            connected = _is_warm(contact.channel)
             await _close_channel(contact)
+            if isinstance(error, HostUnreachable) and not connected:
+                raise tls.silent(host, enrolment) from None
             raise
         await self._renew_if_due(contact, client)
         return client

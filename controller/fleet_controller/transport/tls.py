@@ -20,6 +20,8 @@ from fleet_inventory.hosts import Host
 
 # A host that vanished is noticed within their sum.
 KEEPALIVE_SECONDS, KEEPALIVE_LIMIT_SECONDS = 20, 10
+# For TCP, TLS and the agent's greeting together.
+CONNECT_SECONDS = 10.0
 ALL_ADDRESSES = "0.0.0.0"
 
 
@@ -59,6 +61,12 @@ def open_tls_channel(enrolment: Enrolment, keeper: IdentityKeeper) -> grpc.aio.C
     ]
     secret = grpc.ssl_channel_credentials(credentials.authority_pem, credentials.key_pem, credentials.certificate_pem)
     return grpc.aio.secure_channel(f"{address}:{enrolment.port}", secret, options=options)
+
+
+def silent(host: Host, enrolment: Enrolment) -> TransportError:
+    """Nobody answers at all: a host that is off says nothing, not even no."""
+    message = f"{enrolment.address}:{enrolment.port} does not answer"
+    return HostUnreachable(host.name, message, "is it up, and the port open in its firewall?")
 
 
 def explain(host: Host, enrolment: Enrolment, details: str) -> TransportError:

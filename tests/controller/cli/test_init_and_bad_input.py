@@ -51,6 +51,14 @@ def test_malformed_yaml_names_file_and_line(world: FleetWorld) -> None:
     assert "did you mean 'port'?" in message
 
 
+def test_up_plans_with_the_transport_that_was_asked_for(world: FleetWorld) -> None:
+    world.hosts_yaml.write_text("hosts:\n  gpu1: {address: 127.0.0.1, port: 1}\n")
+    (row,) = world.document("up", "all", "--transport", "tls", "--dry-run")["hosts"]
+    assert row["transport"] == "tls"
+    assert row["action"].endswith("give it a certificate for transport tls")
+    assert "one of: ssh, tls, local" in world.run("up", "all", "--transport", "tsl", "--dry-run", code=2).stderr
+
+
 def test_a_pattern_without_a_match_lists_near_names(world: FleetWorld) -> None:
     world.local_hosts("gpu1", "gpu2")
     assert "did you mean gpu1" in world.run("ps", "gpu11", code=2).stderr

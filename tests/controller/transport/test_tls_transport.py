@@ -14,13 +14,14 @@ import grpc
 import pytest
 
 from fleet_controller.domain.agents import AgentIdentity
+from fleet_controller.operations.rollout_carrier import AWAY
 from fleet_controller.pki import keeper
 from fleet_controller.pki.authority import Usage, new_key
 from fleet_controller.pki.keeper import IdentityKeeper
 from fleet_controller.pki.names import CONTROLLER
 from fleet_controller.transport import tls
 from fleet_controller.transport.client import AgentClient, open_channel
-from fleet_controller.transport.errors import AgentRefused, NoAgent, NotEnrolled
+from fleet_controller.transport.errors import AgentRefused, HostUnreachable, NoAgent, NotEnrolled
 from fleet_controller.transport.pool import AgentPool
 from fleet_inventory.hosts import Host, Transport
 from fleet_proto.v1 import agent_pb2
@@ -301,6 +302,19 @@ async def test_the_identity_outlives_the_agent(world: World) -> None:
         await world.pool.identity(world.host)
     async with running_agent(world.environment):
         await world.pool.identity(world.host)
+
+
+async def test_a_host_that_says_nothing_is_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is off: a rollout may change it later, so that it must not look like a broken one."""
+    await world.enrol()
+    monkeypatch.setattr(tls, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        enrolment = world.keeper.enrolment("gpu1")
+        assert enrolment is not None
+        world.keeper.keep(enrolment.model_copy(update={"port": silent.getsockname()[1]}))
+        with pytest.raises(HostUnreachable, match="does not answer") as away:
+            await world.pool.identity(world.host)
+    assert away.value.problem.code in AWAY
 
 
 async def test_a_taken_port_is_told_and_the_socket_serves_on(world: World) -> None:
