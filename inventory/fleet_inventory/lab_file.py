@@ -63,6 +63,13 @@ class LabFile(Frozen):
     order: LabOrder = LabOrder()
 
 
+def entry_places(path: Path) -> tuple[str, ...]:
+    """Of a file that can be loaded: where each model stands, as "lab.yaml:2: models[0]"."""
+    document = read_document(path, lambda key_path: False)
+    count = len((document.data or {}).get("models") or ())
+    return tuple(line_message(document, ("models", place), "")[1].rstrip(": ") for place in range(count))
+
+
 def load_lab(path: Path) -> LabFile:
     """Read lab.yaml. Raises InventoryError, whose text lists every problem with file, line and key."""
     if not path.exists():
@@ -74,9 +81,13 @@ def load_lab(path: Path) -> LabFile:
     lab = cast(LabFile, value)
     if value is not None:
         problems += [
-            line_message(document, ("models", place), "names neither a model nor a repository")
+            line_message(document, ("models", place), f"names {found} a model {word} a repository")
             for place, entry in enumerate(lab.models)
-            if not entry.model and not entry.repository
+            for found, word, wrong in (
+                ("neither", "nor", not entry.model and not entry.repository),
+                ("both", "and", bool(entry.model and entry.repository)),
+            )
+            if wrong
         ]
     if problems or value is None:
         raise InventoryError(listing(problems))

@@ -1,6 +1,7 @@
 """What `fleet diff` and `fleet apply` do: the plans of all models of a lab file, and a rollout for each."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,20 @@ import typer
 from fleet_controller.cli.client import call, connected_controller, typed_command
 from fleet_controller.cli.deploy_command import TO_RUN, DeployOptions, plan_of, run_plan
 from fleet_controller.cli.events import follow_events, leave_with, outcome
-from fleet_controller.cli.failures import REFUSED, SOME_HOST_FAILED, UsageFailure, report
+from fleet_controller.cli.failures import (
+    REFUSED,
+    SOME_HOST_FAILED,
+    CommandFailure,
+    UsageFailure,
+    from_rpc_error,
+    report,
+)
 from fleet_controller.cli.messages import plain, word_of
 from fleet_controller.cli.output import confirm, print_json, print_table
 from fleet_controller.cli.plan_view import STYLES
 from fleet_controller.cli.rollout_order import RolloutOptions, strategy_of
 from fleet_inventory.base import InventoryError
-from fleet_inventory.lab_file import LabFile, LabModel, load_lab
+from fleet_inventory.lab_file import LabFile, LabModel, entry_places, load_lab
 from fleet_inventory.paths import hosts_file
 from fleet_proto.v1 import controller_pb2, services_pb2
 
@@ -33,8 +41,9 @@ class LabOptions:
 
 @dataclass
 class _Entry:
-    """A model of the file with its plan."""
+    """A model of the file with its plan. `place` is its line, as "lab.yaml:2: models[0]"."""
 
+    place: str
     options: DeployOptions
     plan: controller_pb2.DeployPlan
 
@@ -58,18 +67,21 @@ def run_lab(options: LabOptions) -> None:
     """Exit code 1 where a host failed, 3 where one was refused."""
     path = Path(options.file).expanduser() if options.file else hosts_file().with_name("lab.yaml")
     try:
-        lab = load_lab(path)
+        lab, places = load_lab(path), entry_places(path)
     except InventoryError as error:
         raise UsageFailure(str(error)) from None
     order = RolloutOptions(**lab.order.model_dump())
-    strategy_of(order)
-    call(_apply(lab, order, options), when_interrupted=typed_command())
+    try:
+        strategy_of(order)
+    except UsageFailure as error:
+        raise UsageFailure(f"{path}: order: {error.message.removeprefix('--')}", error.remedy) from None
+    call(_apply(lab, places, order, options), when_interrupted=typed_command())
 
 
-async def _apply(lab: LabFile, order: RolloutOptions, options: LabOptions) -> None:
+async def _apply(lab: LabFile, places: Sequence[str], order: RolloutOptions, options: LabOptions) -> None:
     finished: list[tuple[str, controller_pb2.HostEvent]] = []
     async with connected_controller() as controller:
-        found = await _diff(controller, lab, order)
+        found = await _diff(controller, lab, places, order)
         shown = sys.stderr if options.as_json else sys.stdout
         if not options.as_json or not options.dry_run:
             _print(found, shown)
@@ -84,11 +96,12 @@ async def _apply(lab: LabFile, order: RolloutOptions, options: LabOptions) -> No
     _leave(found, finished)
 
 
-async def _diff(controller: Any, lab: LabFile, order: RolloutOptions) -> _Diff:
+async def _diff(controller: Any, lab: LabFile, places: Sequence[str], order: RolloutOptions) -> _Diff:
     entries = [
-        _Entry(options, await plan_of(controller, options))
-        for options in (_deploy_options(model, order) for model in lab.models)
+        await _planned(controller, place, _deploy_options(model, order))
+        for place, model in zip(places, lab.models, strict=True)
     ]
+    _demand_one_entry_each(entries)
     wanted = {(host.host, host.service.name) for entry in entries for host in entry.plan.hosts}
     unplanned = {host.host for entry in entries for host in entry.plan.hosts if not host.service.name}
     others = []
@@ -99,6 +112,30 @@ async def _diff(controller: Any, lab: LabFile, order: RolloutOptions) -> _Diff:
             if runs and (host.host, service.spec.name) not in wanted and host.host not in unplanned:
                 others.append((host.host, service))
     return _Diff(entries, sorted(others, key=lambda item: (item[0], item[1].spec.name)), lab.stop_others)
+
+
+async def _planned(controller: Any, place: str, options: DeployOptions) -> _Entry:
+    """Raises CommandFailure that says where in the file it comes from."""
+    import grpc
+
+    try:
+        return _Entry(place, options, await plan_of(controller, options))
+    except grpc.aio.AioRpcError as error:
+        failure = from_rpc_error(error)
+    except CommandFailure as error:
+        failure = error
+    raise CommandFailure(f"{place}: {failure.message}", failure.remedy, failure.exit_code) from None
+
+
+def _demand_one_entry_each(entries: Sequence[_Entry]) -> None:
+    """Two entries for one service of a host would replace each other for ever. Raises UsageFailure."""
+    seen: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        for host in entry.plan.hosts:
+            before = seen.setdefault((host.host, host.service.name), entry.place) if host.service.name else entry.place
+            if before != entry.place:
+                message = f"{entry.place}: {host.service.name} on {host.host} is wanted by {before} already"
+                raise UsageFailure(message, "leave the host out of one of the two, or give one of them a name")
 
 
 def _deploy_options(model: LabModel, order: RolloutOptions) -> DeployOptions:
