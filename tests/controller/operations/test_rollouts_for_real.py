@@ -233,6 +233,6 @@ def test_a_lab_file_is_compared_and_brought_about(fleet: FleetWorld, deploy: lis
     lab.write_text(f"models:\n{entry}    hosts: a\n{entry}    hosts: a, c\n    context: 1024\n")
     twice = fleet.run("apply", "--yes", code=2).stderr
     assert f"lab.yaml:7: models[1]: {MODEL} on a is wanted by {lab}:2: models[0] already" in twice
-    assert contexts(fleet) == {"a": 512, "c": 512}
+    assert {name: specs(fleet)[name]["context_length"] for name in ("a", "c")} == {"a": 512, "c": 512}
     lab.write_text(f"models:\n{entry}    hosts: nobody*\n")
     assert "lab.yaml:2: models[0]: no host matches 'nobody*'" in fleet.run("diff", code=2).stderr
