@@ -193,7 +193,8 @@ def _other_row(host: str, service: services_pb2.ServiceStatus, stops: bool) -> t
     spec = service.spec
     action, why = ("stop", "not in the file") if stops else ("keep", "not in the file; stop_others is false")
     engine = f"{spec.backend} {spec.backend_version}".strip()
-    return (host, spec.name, action, engine or "-", spec.quantization or "-", "-", str(spec.port), why)
+    context = f"{spec.context_length:,}" if spec.context_length else "-"
+    return (host, spec.name, action, engine or "-", spec.quantization or "-", context, str(spec.port), why)
 
 
 async def _bring_about(
