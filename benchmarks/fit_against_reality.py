@@ -1,16 +1,17 @@
 """Memory as fleet predicts it against what llama-server takes: python -m benchmarks.fit_against_reality
 
     --llama-server PATH [--models FOLDER] [--shapes qwen3-8b,...] [--divisor 8] [--quantization Q8_0]
-    [--contexts 4096,16384,65536] [--prompt-tokens 520] [--gpu] [--boundary] [--work FOLDER] [--json FILE]
-    [--logs FOLDER]
+    [--contexts 4096,16384,65536] [--prompt-tokens 520] [--gpu] [--boundary [--boundary-contexts 4096,...]]
+    [--work FOLDER] [--json FILE] [--logs FOLDER]
 
 For each model (the .gguf files of a folder, else files of real shapes made on the spot, divided by `--divisor`) and
 each context the real server is started as fleet starts it, is asked for a prompt longer than one batch, and then looked
 at: the buffers in its log, its resident memory, and on a GPU what the driver says that it holds more than before.
 
-`--boundary`: the same server with as much memory as it took, times 0.95 and 1.05. On the CPU a memory cgroup sets the
-limit (root, and the file read into memory instead of mapped, so that nothing of it can be dropped); on a GPU another
-process holds the rest. What fleet says of such a host must be what happens.
+`--boundary`: at each of the contexts the same server with as much memory as it took, times 0.95 and 1.05. On the CPU a
+memory cgroup sets the limit (root, and the file read into memory instead of mapped, so that nothing of it can be
+dropped), and the prompt fills the whole context, since pages that were only reserved cost nothing there until they are
+used; on a GPU another process holds the rest. What fleet says of such a host must be what happens.
 
 Needs no network. On a machine with a GPU: torch (for the process that holds the rest) and pynvml.
 """
@@ -46,7 +47,10 @@ from fleet_controller.planning.fit_at import fit_at
 BOUNDARY = (0.95, 1.05)
 START_LIMIT_SECONDS = 240.0
 PROMPT_TOKENS = 520
-PROMPT_LIMIT_SECONDS = 240.0
+# A prompt that fills a long context takes minutes on a CPU.
+PROMPT_LIMIT_SECONDS = 3600.0
+# Tokens of a context that a prompt that fills it leaves.
+ROOM_FOR_ANSWER = 8
 CGROUP = Path("/sys/fs/cgroup/memory")
 # What each server held when it was ready, before the prompt.
 READY_BYTES: dict[int, int] = {}
@@ -304,7 +308,8 @@ def _runs_in_cgroup(server: Path, model: Path, taken: Measured, limit: int, log:
         wrapper = log.with_suffix(".sh")
         wrapper.write_text(f'#!/bin/sh\necho $$ > {group}/cgroup.procs\nexec {server} "$@"\n', encoding="utf-8")
         wrapper.chmod(0o755)
-        with serving(wrapper, model, taken.context_tokens, log, _unmapped(server)) as process:
+        whole = taken.context_tokens - ROOM_FOR_ANSWER
+        with serving(wrapper, model, taken.context_tokens, log, _unmapped(server), whole) as process:
             return process.poll() is None
     finally:
         group.rmdir()
@@ -326,6 +331,15 @@ def _models(arguments: argparse.Namespace, work: Path) -> list[Path]:
         write_gguf(path, shape, arguments.quantization)
         made.append(path)
     return made
+
+
+def _told(bound: Bound) -> str:
+    said, happened = "fits" if bound.fits else "does not fit", "ran" if bound.ran else "failed"
+    return f"{bound.model} at {bound.context_tokens}, {bound.share:g} x what it took: fleet says {said}; it {happened}"
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",") if word]
 
 
 def _mebibytes(size: int) -> str:
@@ -354,6 +368,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=PROMPT_TOKENS, help="0: none, which is quicker on a CPU")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--boundary", action="store_true")
+    parser.add_argument("--boundary-contexts", default="", help="Where the contexts are more than should be filled.")
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--logs", type=Path, default=None)
@@ -366,9 +381,7 @@ def main() -> None:
     print(f"\n{device}: largest error {max(abs(item.error) for item in measured):.1%} over {len(measured)} starts")
     wrong = [bound for bound in bounds if bound.share in BOUNDARY and bound.fits != bound.ran]
     for bound in bounds:
-        said = "fits" if bound.fits else "does not fit"
-        print(f"{bound.model} at {bound.context_tokens}, {bound.share:g} x what it took: fleet says {said}; "
-              f"it {'ran' if bound.ran else 'failed'}")  # fmt: skip
+        print(_told(bound))
     if arguments.json:
         document = {
             "device": device,
@@ -385,14 +398,17 @@ def _run(arguments: argparse.Namespace, work: Path, logs: Path) -> tuple[list[Me
     measured: list[Measured] = []
     bounds: list[Bound] = []
     print("| model | context | line | predicted MiB | real MiB | error |\n|---|---|---|---|---|---|")
+    contexts = _numbers(arguments.contexts)
+    bounded = (_numbers(arguments.boundary_contexts) or contexts) if arguments.boundary else []
     for model in _models(arguments, work):
-        contexts = [int(word) for word in arguments.contexts.split(",")]
         for context in contexts:
             taken = measure(arguments.llama_server, model, context, build, gpu, logs, arguments.prompt_tokens)
             measured.append(taken)
             _print_measured(taken)
-            if arguments.boundary and context == contexts[0]:
-                bounds += boundary(arguments.llama_server, model, taken, build, gpu, logs)
+            if context in bounded:
+                for bound in boundary(arguments.llama_server, model, taken, build, gpu, logs):
+                    bounds.append(bound)
+                    print(_told(bound), file=sys.stderr, flush=True)
         if not arguments.models and arguments.work is None:
             model.unlink()
     return measured, bounds, f"{gpu.name if gpu else 'CPU'}, llama.cpp {build}"
