@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes one installed version of the agent the current one: stops the running agent (model servers and job runners go
-# on), switches, starts. Prints "fleet:KEY=VALUE" lines.
+# Makes one installed version of the agent the current one: switches, stops the running agent (model servers and job
+# runners go on), starts. Whoever finds no agent in between, and starts one, starts the new version.
+# Prints "fleet:KEY=VALUE" lines.
 # Input, all exported: FLEET_MACHINE_DIR, FLEET_VERSION, FLEET_CONFIGURATION=new|previous (agent.json of the version's
 # folder, or the one that was there before), FLEET_KEEP_VERSIONS (folders of versions to keep, separated by spaces).
 set -eu
@@ -28,19 +29,26 @@ switch_configuration() {
     mv -f "$configuration.new" "$configuration"
 }
 
+# A job's runner goes on with the version that started it, over more than one upgrade. Where ps is of no help: it may.
+is_in_use() {
+    processes=$(ps -A -ww -o args= 2>/dev/null) || return 0
+    printf '%s\n' "$processes" | grep -F -q -- "$1/venv/"
+}
+
 forget_old_versions() {
     for folder in "$agent"/versions/*; do
         case " $FLEET_KEEP_VERSIONS $FLEET_VERSION " in
             *" $(basename "$folder") "*) ;;
-            *) rm -rf "$folder" ;;
+            *) is_in_use "$folder" || rm -rf "$folder" ;;
         esac
     done
 }
 
 test -e "$version/complete"
-if [ -e "$agent/current/agentctl" ]; then /bin/sh "$agent/current/agentctl" stop; fi
+former="$agent/$(readlink "$agent/current" || true)"
 switch_configuration
 switch_link
+if [ -e "$former/agentctl" ]; then /bin/sh "$former/agentctl" stop; fi
 if [ -n "${FLEET_KEEP_VERSIONS:-}" ]; then forget_old_versions; fi
 /bin/sh "$agent/current/agentctl" start
 /bin/sh "$agent/current/agentctl" status

@@ -9,10 +9,12 @@ manager=background machine_dir='' unit=''
 # shellcheck source=/dev/null
 . "$here/agent.conf"
 
-python="$machine_dir/agent/current/venv/bin/python"
+# By its version, not by "current": after an upgrade, what it started must not load modules of the next version.
+python="$machine_dir/agent/$(readlink "$machine_dir/agent/current")/venv/bin/python"
 pid_file="$machine_dir/agent/agent.pid"
 log="$machine_dir/logs/agent.out"
 STOP_SECONDS=15
+START_TENTHS=50
 
 say() { printf 'fleet:%s=%s\n' "$1" "$2"; }
 
@@ -38,11 +40,25 @@ background_pid() {
     [ -n "$started" ] && [ "$(start_of "$pid")" = "$started" ] && ! is_zombie "$pid" && printf '%s\n' "$pid"
 }
 
+# One at a time: of two agents that are started at once one ends, and the file must not keep the pid of that one.
 background_start() {
-    background_pid >/dev/null && return 0
+    tenths=0
+    while ! mkdir "$pid_file.lock" 2>/dev/null && [ "$tenths" -lt "$START_TENTHS" ]; do # else its maker died
+        sleep 0.1
+        tenths=$((tenths + 1))
+    done
+    background_pid >/dev/null || background_spawn
+    rmdir "$pid_file.lock" 2>/dev/null
+    return 0
+}
+
+background_spawn() {
     mkdir -p "$machine_dir/logs"
     if [ -f "$log" ] && [ "$(wc -c <"$log")" -gt 1048576 ]; then mv -f "$log" "$log.1"; fi
-    cd "$machine_dir" || fail "cannot enter $machine_dir"
+    cd "$machine_dir" || {
+        rmdir "$pid_file.lock"
+        fail "cannot enter $machine_dir"
+    }
     if command -v setsid >/dev/null 2>&1; then
         setsid "$python" -m fleet_agent serve </dev/null >>"$log" 2>&1 &
     else

@@ -57,16 +57,35 @@ class Installed:
 
     def __init__(self, folder: Path, program: str) -> None:
         self.machine_dir = folder / "machine with 'quotes'"
-        version = self.machine_dir / "agent" / "versions" / "1"
+        self.pid_file = self.machine_dir / "agent" / "agent.pid"
+        self.program = program
+        self.add("1")
+        (self.machine_dir / "agent" / "current").symlink_to("versions/1")
+
+    def add(self, name: str) -> Path:
+        version = self.machine_dir / "agent" / "versions" / name
         (version / "venv" / "bin").mkdir(parents=True)
         python = version / "venv" / "bin" / "python"
-        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n{self.program}\n')
         python.chmod(0o755)
         shutil.copy(script("agentctl"), version / "agentctl")
         quoted = str(self.machine_dir).replace("'", "'\"'\"'")
         (version / "agent.conf").write_text(f"manager=background\nmachine_dir='{quoted}'\nunit=fleet-agent-x\n")
-        (self.machine_dir / "agent" / "current").symlink_to("versions/1")
-        self.pid_file = self.machine_dir / "agent" / "agent.pid"
+        (version / "agent.json").write_text("{}")
+        (version / "complete").touch()
+        return version
+
+    def activate(self, name: str, keep: str) -> dict[str, list[str]]:
+        variables = {"FLEET_MACHINE_DIR": str(self.machine_dir), "FLEET_VERSION": name}
+        variables |= {"FLEET_CONFIGURATION": "new", "FLEET_KEEP_VERSIONS": keep}
+        done = subprocess.run(
+            ["/bin/sh", "-s"], input=exports(variables) + script("activate").read_text(),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return parse_answers(done.stdout)
+
+    def versions(self) -> list[str]:
+        return sorted(path.name for path in (self.machine_dir / "agent" / "versions").iterdir())
 
     def ctl(self, action: str) -> dict[str, list[str]]:
         command = ["/bin/sh", str(self.machine_dir / "agent" / "current" / "agentctl"), action]
@@ -97,6 +116,83 @@ def test_an_agent_has_a_session_of_its_own(installed: Installed) -> None:
     installed.ctl("start")
     pid = int(installed.ctl("status")["agent_pid"][0])
     assert os.getsid(pid) == pid
+
+
+def command_line(answers: dict[str, list[str]]) -> str:
+    return Path(f"/proc/{answers['agent_pid'][0]}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+RUNNING = "while :; do sleep 0.2; done"
+
+
+def test_of_several_that_start_it_at_once_one_does(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    installed = Installed(tmp_path, f"echo $$ >>'{starts}'; {RUNNING}")
+    command = ["/bin/sh", str(installed.machine_dir / "agent" / "current" / "agentctl"), "start"]
+    try:
+        several = [subprocess.Popen(command) for _ in range(6)]
+        assert [one.wait(30) for one in several] == [0] * 6
+        (pid,) = installed.ctl("status")["agent_pid"]
+        while not starts.exists():
+            assert is_running(int(pid))
+        assert starts.read_text().split() == [pid]
+        assert not list(installed.pid_file.parent.glob("*.lock"))
+    finally:
+        installed.ctl("stop")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_who_died_while_starting_it_holds_nobody_up_for_ever(installed: Installed) -> None:
+    program = installed.machine_dir / "agent" / "current" / "agentctl"
+    program.write_text(program.read_text().replace("START_TENTHS=50", "START_TENTHS=2"))
+    installed.pid_file.with_name("agent.pid.lock").mkdir()
+    installed.ctl("start")
+    assert installed.ctl("status")["agent"] == ["running"]
+    assert not installed.pid_file.with_name("agent.pid.lock").exists()
+
+
+def test_an_agent_that_is_started_in_the_middle_of_an_upgrade_is_the_new_one(tmp_path: Path) -> None:
+    """A rollout that finds its agent gone starts it, and does not know that somebody upgrades it just then."""
+    installed = Installed(tmp_path, RUNNING)
+    former, new = installed.machine_dir / "agent" / "versions" / "1", installed.add("2")
+    (former / "agentctl").rename(former / "own")
+    again = '[ "$1" != stop ] || /bin/sh "$(dirname "$0")/../../current/agentctl" start'
+    (former / "agentctl").write_text(f'/bin/sh "$(dirname "$0")/own" "$1"\n{again}\n')
+    installed.ctl("start")
+    first = installed.ctl("status")
+    try:
+        upgraded = installed.activate("2", keep="1")
+        assert upgraded["agent_pid"] != first["agent_pid"]
+        assert str(new) in command_line(upgraded)
+        assert not is_running(int(first["agent_pid"][0]))
+    finally:
+        installed.ctl("stop")
+
+
+def test_a_version_that_a_runner_still_uses_outlives_two_upgrades(tmp_path: Path) -> None:
+    installed = Installed(tmp_path, RUNNING)
+    python = installed.machine_dir / "agent" / "versions" / "1" / "venv" / "bin" / "python"
+    runner = subprocess.Popen([str(python), "-m", "fleet_agent", "run-job"])
+    try:
+        for name, before in (("2", "1"), ("3", "2")):
+            installed.add(name)
+            installed.activate(name, keep=before)
+        assert installed.versions() == ["1", "2", "3"]
+        runner.kill()
+        runner.wait()
+        installed.add("4")
+        installed.activate("4", keep="3")
+        assert installed.versions() == ["3", "4"]
+    finally:
+        runner.kill()
+        runner.wait()
+        installed.ctl("stop")
 
 
 def test_a_foreign_process_with_a_recycled_pid_is_never_signalled(installed: Installed) -> None:

@@ -16,6 +16,7 @@ PLACE = AgentPlace(
     machine_dir="/home/a b/100% fleet/machines/0123",
     manager="systemd",
     environment={"FLEET_AGENT_ROOT": '/home/a b/100% "fleet"', "FLEET_MACHINE_ID": "x$y"},
+    version="0.5.0-abc",
     condition_host="00112233445566778899aabbccddeeff",
 )
 HOST = Host.model_validate({"name": "gpu1", "address": "gpu1", "environment": {"HF_HUB_OFFLINE": "1"}})
@@ -41,7 +42,7 @@ def test_the_unit_says_what_keeps_models_alive() -> None:
     assert service["KillMode"] == "process"
     assert service["Restart"] == "always"
     assert service["OOMPolicy"] == "continue"
-    assert service["ExecStart"].endswith('/agent/current/venv/bin/python" -m fleet_agent serve')
+    assert service["ExecStart"].endswith('/agent/versions/0.5.0-abc/venv/bin/python" -m fleet_agent serve')
     assert parsed["Install"]["WantedBy"] == "default.target"
     assert parsed["Unit"]["ConditionHost"] == PLACE.condition_host
 
@@ -49,14 +50,14 @@ def test_the_unit_says_what_keeps_models_alive() -> None:
 def test_nothing_of_the_template_is_left_and_special_characters_are_quoted() -> None:
     unit = systemd_unit(PLACE)
     assert "@" not in "\n".join(line for line in unit.splitlines() if not line.startswith("#"))
-    assert 'ExecStart="/home/a b/100%% fleet/machines/0123/agent/current/venv/bin/python"' in unit
+    assert 'ExecStart="/home/a b/100%% fleet/machines/0123/agent/versions/0.5.0-abc/venv/bin/python"' in unit
     assert 'Environment="FLEET_AGENT_ROOT=/home/a b/100%% \\"fleet\\""' in unit
     assert 'Environment="FLEET_MACHINE_ID=x$y"' in unit
     assert "WorkingDirectory=/home/a b/100%% fleet/machines/0123\n" in unit
 
 
 def test_a_machine_without_an_id_has_a_unit_without_condition() -> None:
-    place = AgentPlace("0123456789ab", "/m", "systemd", {})
+    place = AgentPlace("0123456789ab", "/m", "systemd", {}, "1")
     assert "ConditionHost=" not in systemd_unit(place)
 
 
@@ -65,11 +66,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
     machine = tmp_path / "machine"
-    python = machine / "agent" / "current" / "venv" / "bin" / "python"
+    python = machine / "agent" / "versions" / "1" / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\n")
     python.chmod(0o755)
-    place = AgentPlace(PLACE.machine_id, str(machine), "systemd", {"FLEET_AGENT_ROOT": "/a b"}, PLACE.condition_host)
+    place = AgentPlace(
+        PLACE.machine_id, str(machine), "systemd", {"FLEET_AGENT_ROOT": "/a b"}, "1", PLACE.condition_host
+    )
     unit = tmp_path / "fleet-agent.service"
     unit.write_text(systemd_unit(place))
     done = subprocess.run([analyze, "verify", "--user", str(unit)], capture_output=True, text=True, check=False)
@@ -100,7 +103,7 @@ def test_agent_conf_is_read_back_unchanged_by_a_shell(tmp_path: Path) -> None:
 
 def test_each_manager_gets_its_own_file_and_no_other() -> None:
     names = {
-        manager: set(version_files(HOST, AgentPlace("0" * 32, "/m", manager, {})))
+        manager: set(version_files(HOST, AgentPlace("0" * 32, "/m", manager, {}, "1")))
         for manager in ("systemd", "launchd", "background")
     }
     common = {"agent.json", "agentctl", "agent.conf"}

@@ -19,6 +19,7 @@ class AgentPlace:
     machine_dir: str
     manager: str  # "systemd" | "launchd" | "background"
     environment: dict[str, str]
+    version: str  # the folder of the version, of which all processes load their modules also after the next upgrade
     condition_host: str = ""  # /etc/machine-id: keeps a unit in a shared home on its own machine
 
     @property
@@ -27,7 +28,7 @@ class AgentPlace:
 
     @property
     def python(self) -> str:
-        return f"{self.machine_dir}/agent/current/venv/bin/python"
+        return f"{self.machine_dir}/agent/versions/{self.version}/venv/bin/python"
 
 
 def agent_configuration(host: Host) -> dict[str, object]:

@@ -140,7 +140,7 @@ class _Up:
     async def _switch(
         self, link: HostLink, platform: HostPlatform, installed: Installed, release: Release, choice: InstallChoice
     ) -> None:
-        place = self._place(platform, installed.layout)
+        place = self._place(platform, installed.layout, release.name)
         folder = f"{place.machine_dir}/agent/versions/{release.name}"
         await link.unpack(pack(version_files(self.host, place)), folder)
         previous = platform.agent
@@ -165,7 +165,7 @@ class _Up:
             identity=identity,
         )
 
-    def _place(self, platform: HostPlatform, layout: dict[str, Any]) -> AgentPlace:
+    def _place(self, platform: HostPlatform, layout: dict[str, Any], version: str) -> AgentPlace:
         environment = {"FLEET_MACHINE_ID": platform.machine_id, "FLEET_RUNTIME_DIR": platform.runtime_dir}
         environment |= place_variables(self.host) | {"FLEET_AGENT_ROOT": layout["root"]}
         return AgentPlace(
@@ -173,6 +173,7 @@ class _Up:
             machine_dir=layout["machine_dir"],
             manager=self._manager(platform),
             environment={name: value for name, value in environment.items() if value},
+            version=version,
             condition_host=platform.etc_machine_id,
         )
 
