@@ -70,7 +70,8 @@ def _created(
 def _canaries(plan: StoredPlan, changing: list[PlannedHost], wish: RolloutWish) -> tuple[str, ...]:
     """Those of the wish, else the first host of each backend: a build for CUDA says nothing about one for Metal.
 
-    A wanted canary that has the service already has proven it. Raises OperationError for one that the plan lacks.
+    A wanted canary that has the service already has proven it. Raises OperationError for one that the plan lacks, and
+    for one that cannot be changed, which would prove nothing.
     """
     kinds = {item.shown.host: item.shown.backend for item in changing}
     reachable = [item.shown.host for item in changing if item.shown.action in TO_RUN]
@@ -80,6 +81,10 @@ def _canaries(plan: StoredPlan, changing: list[PlannedHost], wish: RolloutWish) 
     if unknown:
         message = f"--canary {unknown[0]} is none of the hosts"
         raise OperationError("usage", message, f"one of: {', '.join(planned)}", usage=True)
+    for item in plan.hosts:
+        if item.shown.host in chosen and item.shown.problem is not None:
+            message = f"canary {item.shown.host} proves nothing: {item.shown.problem.message}"
+            raise OperationError("canary", message, "name another one with --canary, or none at all: --canary none")
     return tuple(name for name in chosen if name in reachable)
 
 

@@ -35,6 +35,9 @@ def why_stop(rollout: Rollout) -> str:
     canaries = [host.host for host in failed if host.host in rollout.strategy.canaries]
     if canaries:
         return f"canary {', '.join(canaries)} failed"
+    away = [host.host for host in rollout.of(HostPhase.AWAY) if host.host in rollout.strategy.canaries]
+    if away:  # it may catch up, but until then it proves nothing for the others
+        return f"canary {', '.join(away)} is away"
     if len(failed) > rollout.strategy.max_failures:
         names, allowed = ", ".join(host.host for host in failed), rollout.strategy.max_failures
         limit = f", more than the {allowed} that may" if allowed else ""

@@ -197,6 +197,9 @@ def test_hosts_that_are_away_catch_up(fleet: FleetWorld, deploy: list[str]) -> N
     assert {host["host"]: host["ok"] for host in ended} == {"a": True, "away": False}
     assert phases(fleet) == {"a": "changed", "away": "away"}
     assert "away will catch up" in fleet.run("rollout", "list").stdout
+    order = ("--context", "1024", "--catch-up", "--canary", "away")
+    assert "canary away proves nothing: cannot connect" in fleet.run(*deploy, *on("a", "away"), *order, code=1).stderr
+    assert contexts(fleet) == {"a": 512}
 
 
 def test_what_somebody_deployed_since_is_left_alone(fleet: FleetWorld, deploy: list[str]) -> None:
