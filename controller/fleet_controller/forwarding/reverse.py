@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from contextlib import suppress
 
 from fleet_controller.forwarding.ssh_command import reverse_command
@@ -13,6 +15,19 @@ from fleet_inventory.hosts import Host
 OPEN_SECONDS = 20.0
 REOPEN_SECONDS = 1.0
 END_SECONDS = 3.0
+# ssh ends when standard input does, and that is a pipe which nobody but this process holds: so it ends with it, also when
+# it is killed, on Linux and macOS alike. Whichever ends first, ssh or the wait for the pipe, takes the other one with it.
+_TIED = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+ssh=$!
+{ read -r line; kill "$ssh"; } <&3 >/dev/null 2>&1 &
+watch=$!
+wait "$ssh"
+result=$?
+kill "$watch" 2>/dev/null
+exit "$result"
+"""
 # "Allocated port 43521 for remote forward to 127.0.0.1:40123", on stderr at LogLevel INFO.
 _ALLOCATED = re.compile(r"Allocated port (\d+) for remote forward")
 
@@ -74,8 +89,8 @@ async def open_reverse(host: Host, address: str, port: int) -> ReverseForward:
 
 async def _start(host: Host, address: str, target: int, port: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *reverse_command(host, address, target, port),
-        stdin=asyncio.subprocess.DEVNULL,
+        *("/bin/sh", "-c", _TIED, "sh", *reverse_command(host, address, target, port)),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -87,16 +102,16 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     assert process.stderr is not None
     while await process.stderr.readline():
         pass
-    await process.wait()
+    await _end(process)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        process.terminate()
+    assert process.stdin is not None
+    process.stdin.close()
     try:
         async with asyncio.timeout(END_SECONDS):
             await process.wait()
     except TimeoutError:
         with suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
