@@ -54,6 +54,7 @@ class Behaviour:
     failures: int = 0
     redirect_to: str = ""  # files are redirected to this base URL, as a hub does to its CDN
     hold_after: int = 0  # each answer pauses after so many bytes until `released` is set
+    modelscope: bool = False  # as ModelScope: no list, files below /models by its own branch, ranges with status 200
     released: threading.Event = field(default_factory=threading.Event)
 
 
@@ -214,7 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urllib.parse.urlsplit(self.path)
         path, query = urllib.parse.unquote(parts.path), urllib.parse.parse_qs(parts.query)
         self.hub.requests.append(f"{self.command} {path}")
-        if path == "/api/whoami-v2":
+        if self.hub.behaviour.modelscope and path.startswith("/api/"):
+            self._json(404, {"Code": 404, "Message": "Not Found", "Success": False})
+        elif path == "/api/whoami-v2":
             self._json(200, {"type": "user", "name": "tester", "auth": {"type": "access_token"}})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path):
             if self._admitted(found[1]):
@@ -228,11 +231,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self._model(found[1], found[2], "blobs" in query)
             else:
                 self._error(404, "RepoNotFound", "Repository not found")
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(self._places_of_files(), path):
             if self._admitted(found[1]):
                 self._file(found[1], found[2], found[3])
         else:
             self._json(404, {"error": "Not Found"})
+
+    def _places_of_files(self) -> str:
+        return ("/models" if self.hub.behaviour.modelscope else "") + r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
 
     def _model(self, repository: str, revision: str | None, blobs: bool) -> None:
         commit = self.hub.commit(repository)
@@ -257,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repository: str, revision: str, name: str) -> None:
         behaviour, root = self.hub.behaviour, (self.hub.root / repository).resolve()
         commit, file = self.hub.commit(repository), (root / name).resolve()
-        if revision not in ("main", commit):
+        if revision not in (("master",) if behaviour.modelscope else ("main", commit)):
             self._error(404, "RevisionNotFound", "Invalid rev id")
         elif behaviour.metadata_only or not file.is_relative_to(root) or not file.is_file():
             self._error(404, "EntryNotFound", "Entry not found")
@@ -286,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         partial = "Range" in self.headers and not behaviour.ignore_range
         entry = self.hub.entry(repository, file)
         etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
-        self.send_response(206 if partial else 200)
+        self.send_response(206 if partial and not behaviour.modelscope else 200)
         self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", commit)
         if "lfs" in entry:

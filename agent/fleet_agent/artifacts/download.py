@@ -202,12 +202,16 @@ class _Transfer:
 
 
 def response_range(status: int, headers: Any) -> tuple[int, int | None]:
-    """(first byte of the body, size of the whole file or None) of a 200 or 206 answer."""
-    length = headers.get("Content-Length")
-    if status != 206:
+    """(first byte of the body, size of the whole file or None) of a 200 or 206 answer.
+
+    A range is told by Content-Range, whatever the status: ModelScope answers with 200 and the range that was asked for
+    (github.com/modelscope/modelscope_hub/issues/50).
+    """
+    length, extent = headers.get("Content-Length"), headers.get("Content-Range") or ""
+    if status != 206 and not extent:
         return 0, int(length) if length and length.isdigit() else None
     # RFC 9110, 14.4: "bytes 42-1233/1234" or "bytes 42-1233/*"
-    extent, _, total = (headers.get("Content-Range") or "").removeprefix("bytes ").partition("/")
+    extent, _, total = extent.removeprefix("bytes ").partition("/")
     first = extent.partition("-")[0]
     if not first.isdigit():
         raise _Restart

@@ -89,8 +89,11 @@ def first_with_data(
         if token and endpoint == artifact.endpoint:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=PROBE_SECONDS):
+            with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as answer:
+                total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
+            if not total.isdigit() or int(total) == largest.size_bytes:
                 return endpoint, reasons
+            reasons[endpoint] = f"it has another version of {largest.path}, of {total} bytes"
         except urllib.error.HTTPError as error:
             reasons[endpoint] = f"it answers HTTP {error.code} for {largest.path}"
         except (OSError, ValueError) as error:

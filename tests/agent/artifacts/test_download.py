@@ -74,6 +74,15 @@ def test_cut_again_and_again_nothing_is_fetched_twice(tmp_path: Path, follower: 
     assert all(end == start for (_, end), (start, _) in itertools.pairwise(ranges))
 
 
+def test_modelscope_tells_its_ranges_with_status_200(tmp_path: Path, follower: Follower) -> None:
+    with StandInHub(tmp_path / "hub", modelscope=True, cut_after=300_000, cuts=1) as hub:
+        file = ArtifactFile(**hub.add(REPOSITORY, "a.gguf", CONTENT))
+        url = f"{hub.url}/models/{REPOSITORY}/resolve/master/a.gguf"
+        download(Source(url), file, tmp_path / "out", follower.watch)
+        assert hub.ranges("a.gguf") == [(0, 300_000), (300_000, len(CONTENT))]
+    assert (tmp_path / "out").read_bytes() == CONTENT
+
+
 def test_goes_on_from_what_a_former_process_left(tmp_path: Path, follower: Follower) -> None:
     with StandInHub(tmp_path / "hub") as hub:
         part = incomplete_path(tmp_path / hashlib.sha256(CONTENT).hexdigest())
@@ -208,6 +217,7 @@ def test_without_any_hash_nothing_is_fetched(tmp_path: Path, follower: Follower)
         (200, {}, (0, None)),
         (206, {"Content-Range": "bytes 42-1233/1234"}, (42, 1234)),
         (206, {"Content-Range": "bytes 42-1233/*"}, (42, None)),
+        (200, {"Content-Range": "bytes 42-1233/1234", "Content-Length": "1192"}, (42, 1234)),
     ],
 )
 def test_response_range(status: int, headers: dict[str, str], expected: tuple[int, int | None]) -> None:

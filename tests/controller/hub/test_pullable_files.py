@@ -61,6 +61,19 @@ def test_a_mirror_without_the_files_is_passed_over_and_said_so(hub: StandInHub, 
         assert first_with_data([empty.url], artifact, None)[0] is None
 
 
+def test_a_mirror_with_another_version_is_passed_over(hub: StandInHub, tmp_path: Path) -> None:
+    hub.add("o/m", "model.safetensors", b"weights")
+    (artifact,) = found(hub, "o/m")
+    with StandInHub(tmp_path / "old") as old:
+        old.add("o/m", "model.safetensors", b"old weights")
+        behind = old.url
+        artifact = artifact.model_copy(update={"commit": "main"})
+        assert first_with_data([behind, hub.url], artifact, None) == (
+            hub.url,
+            {behind: "it has another version of model.safetensors, of 11 bytes"},
+        )
+
+
 def test_a_token_goes_to_the_hub_that_it_is_for(hub: StandInHub, tmp_path: Path) -> None:
     hub.add("o/m", "model.safetensors", b"weights")
     (artifact,) = found(hub, "o/m")
