@@ -16,7 +16,11 @@ class HashFeed:
     """The thread that holds a link to the head for as long as hashes are missing."""
 
     def __init__(
-        self, spec: RelaySpec, store: PieceStore, context: ssl.SSLContext | None, emit: Callable[[Event], None]
+        self,
+        spec: RelaySpec,
+        store: PieceStore,
+        context: Callable[[], ssl.SSLContext | None],
+        emit: Callable[[Event], None],
     ) -> None:
         self._spec = spec
         self._store = store
@@ -53,7 +57,7 @@ class HashFeed:
         link: Link | None = None
         self._again = False
         try:
-            link = dial(peer, self._context)
+            link = dial(peer, self._context())
             greet(link, self._spec, "hashes", lambda: self.target.check(peer))
             known = [Frame(Kind.KNOWN, f.number, f.pieces if f.whole else f.known) for f in self._store.files]
             link.send(b"".join(frame.pack() for frame in known))

@@ -7,7 +7,6 @@ the one to end before the other begins.
 import contextlib
 import os
 import queue
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -32,9 +31,9 @@ from fleet_agent.relay.control import (
     Stop,
 )
 from fleet_agent.relay.counters import Counters
+from fleet_agent.relay.credentials import NodeCredentials
 from fleet_agent.relay.feeding import HashFeed
 from fleet_agent.relay.limits import RateLimit
-from fleet_agent.relay.links import client_context, server_context
 from fleet_agent.relay.placing import Placer, check_disk, find_present, locked
 from fleet_agent.relay.receiving import Receiver
 from fleet_agent.relay.serving import Server
@@ -45,6 +44,10 @@ from fleet_agent.steps.output import free_bytes
 PROGRESS_SECONDS = 0.5
 
 Emit = Callable[[Event], None]
+
+
+def without_tls() -> None:
+    """No context: links are plain."""
 
 
 class RelayNode:
@@ -63,9 +66,9 @@ class RelayNode:
         self._counters = Counters()
         self._upload = RateLimit(spec.upload_bytes_per_second)
         self._download = RateLimit(spec.download_bytes_per_second)
-        tls = None if plain else spec.tls
-        self._dialling: ssl.SSLContext | None = client_context(tls) if tls is not None else None
-        listening = server_context(tls) if tls is not None else None
+        credentials = NodeCredentials(spec.tls) if spec.tls is not None and not plain else None
+        self._dialling = credentials.dialling if credentials is not None else without_tls
+        listening = credentials.listening if credentials is not None else without_tls
         self._server = Server(spec, self._store, self._counters, self._upload, listening, emit)
         self._server.on_damage = self._recheck
         self._placer: Placer | None = None

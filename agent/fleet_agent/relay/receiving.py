@@ -91,7 +91,7 @@ class Receiver:
         placer: Placer,
         counters: Counters,
         limit: RateLimit,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext | None],
         emit: Callable[[Event], None],
         fail: Callable[[Exception], None],
         lost_hashes: Callable[[], None],
@@ -139,7 +139,7 @@ class Receiver:
         """One link to the upstream, until it ends; how long to wait before the next."""
         link: Link | None = None
         try:
-            link = dial(peer, self._context)
+            link = dial(peer, self._context())
             link.expect(self._spec.manifest.piece_bytes)
             greet(link, self._spec, "pieces", lambda: self.target.check(peer))
             self._pull(link, peer)

@@ -75,7 +75,7 @@ class Server:
         store: PieceStore,
         counters: Counters,
         limit: RateLimit,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext | None],
         emit: Callable[[Event], None],
     ) -> None:
         self._spec = spec
@@ -168,8 +168,9 @@ class Server:
         try:
             tune(connection, UNACKNOWLEDGED_MILLISECONDS)
             connection.settimeout(HANDSHAKE_SECONDS)
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
+            context = self._context()
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
             link = ServerLink(connection)
             frame = unpack(link.receive(HEAD_BYTES, HANDSHAKE_SECONDS))
             if frame.kind is not Kind.HELLO:
