@@ -5,27 +5,27 @@ goes on where it was; what relays do meanwhile needs no controller.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import Field
 
 from fleet_controller.distributing import messages, repair, slowness
+from fleet_controller.distributing.complaints import Complaints, Verdict
+from fleet_controller.distributing.holdings import Holdings
 from fleet_controller.distributing.messages import FolderSource, HubSource, Order, Peer, Route
 from fleet_controller.distributing.model import Fault, Frozen, Member, Topology
 from fleet_controller.distributing.ordering import order_members
 from fleet_controller.distributing.slowness import Sample, Suspect
+from fleet_controller.distributing.succession import Succession
 
-# A relay tells its progress twice a second; who was not heard for that long, or got nothing meanwhile, may be cut off.
-HEARD_SECONDS = 1.2
-FLOWING_SECONDS = 1.0
-BELIEVED_AT_ONCE = frozenset({"silent", "unreachable"})
-COMPLAINT_SECONDS = 10.0
 JUDGING_SECONDS = 0.25
 TRIAL_SECONDS = 12.0
 RECOVERY_SECONDS = 1.0
 # A host that is done that soon anyway is left in peace.
 WORTH_A_TRIAL_SECONDS = 5.0
 SAMPLES_KEPT = 64
+ALL_OF_IT = 1 << 62  # more bytes than any model has
+ITS_RELAY_ENDED = "its relay ended"
 
 Instruction = tuple[str, Order]
 
@@ -56,6 +56,7 @@ class ConductorState(Frozen):
     trial: Trial | None = None
     tried: frozenset[str] = frozenset()
     limited_servers: frozenset[str] = frozenset()
+    held_bytes: dict[str, int] = Field(default_factory=dict)  # when the topology changed last
     reasons: tuple[str, ...] = ()  # each change of the topology in words, the newest last
 
     @property
@@ -64,9 +65,14 @@ class ConductorState(Frozen):
         return self.topology is not None and set(self.topology.names) <= self.complete
 
     @property
+    def sourceless(self) -> frozenset[str]:
+        """Who reaches no source and needs one."""
+        return frozenset(self.failed_sources) - self.complete
+
+    @property
     def stuck(self) -> str:
         """Why nothing can go on without a person: no host reaches a source; empty where it can."""
-        if self.topology is None or not set(self.topology.names) <= set(self.failed_sources):
+        if self.topology is None or not set(self.topology.names) <= self.sourceless:
             return ""
         return next(reversed(self.failed_sources.values()))
 
@@ -77,11 +83,12 @@ class Conductor:
     def __init__(self, state: ConductorState) -> None:
         self.state = state
         self._history: dict[str, deque[Sample]] = defaultdict(lambda: deque(maxlen=SAMPLES_KEPT))
-        self._stalled: dict[str, float] = {}
-        self._heard: dict[str, float] = {}
+        self._complaints = Complaints()
+        self._holdings = Holdings(state.held_bytes)
+        self._succession = Succession()
+        self._total_bytes = 0
         self._best: dict[str, float] = {}
         self._served: dict[str, dict[str, float]] = defaultdict(dict)
-        self._complaints: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=8))
         self._judged_at = 0.0
 
     # -- beginning --------------------------------------------------------------------------------------------
@@ -102,13 +109,18 @@ class Conductor:
 
     def observe(self, name: str, event: messages.Event, now: float) -> list[Instruction]:
         """What follows from an event of the relay on host `name`, heard at `now` (monotonic seconds)."""
-        self._heard[name] = now
+        self._complaints.heard(name, event, now)
+        return [*self._follow_from(name, event, now), *self._succeed(now)]
+
+    def _follow_from(self, name: str, event: messages.Event, now: float) -> list[Instruction]:
         if isinstance(event, messages.Listening):
             return self._listening(name, event)
         if isinstance(event, messages.Complete):
             self._change(complete=self.state.complete | {name})
         if isinstance(event, messages.DamagedPart):
             self._change(complete=self.state.complete - {name})
+        if isinstance(event, messages.DamagedPart | messages.HashMismatch):
+            self._holdings.damaged(name)
         if self.state.topology is None:
             return []
         if isinstance(event, messages.Progress):
@@ -121,18 +133,25 @@ class Conductor:
             return self._mismatch(name, event)
         if isinstance(event, messages.SourceFailed):
             return self._source_failed(name, event)
-        if isinstance(event, messages.Failed | messages.Ended):
-            why = event.message if isinstance(event, messages.Failed) else "its relay ended"
-            return self._gone(name, why)
+        if isinstance(event, messages.Failed):
+            return self._gone(name, event.message)
+        if isinstance(event, messages.Ended):
+            return self._ended(name, now)
         return []
 
     def _listening(self, name: str, event: messages.Listening) -> list[Instruction]:
         state = self.state
         self._history.pop(name, None)
+        self._holdings.listening(name)
+        if self._succession.awaits(name):
+            self._succession.settled()
         self._change(
             peers={**state.peers, name: Peer(name=name, address=event.address, port=event.port)},
             gone=state.gone - {name},
             complete=state.complete - {name},
+            faults={host: Fault.RETURNED if host == name else fault for host, fault in state.faults.items()}
+            if state.faults.get(name) is Fault.UNREACHABLE  # that was said of its former process
+            else state.faults,
         )
         if state.topology is None or name not in {member.name for member in state.members}:
             return []
@@ -156,7 +175,8 @@ class Conductor:
                 starved_seconds=event.starved_seconds,
             )
         )
-        self._stalled[name] = event.stalled_seconds
+        self._holdings.progress(name, event)
+        self._total_bytes = event.total_bytes
         found = slowness.rate(samples, slowness.WINDOW_SECONDS)
         if found is not None:
             self._best[name] = max(self._best.get(name, 0.0), found)
@@ -164,7 +184,8 @@ class Conductor:
         if event.upstream and got is not None:
             served = self._served[event.upstream]
             served[name] = max(served.get(name, 0.0), got)
-        if now - self._judged_at < JUDGING_SECONDS:
+        assert self.state.topology is not None
+        if now - self._judged_at < JUDGING_SECONDS or self._succession.is_leaving(self.state.topology.head):
             return []
         self._judged_at = now
         return self._judge(now)
@@ -172,26 +193,19 @@ class Conductor:
     # -- failures ---------------------------------------------------------------------------------------------
 
     def _peer_lost(self, name: str, event: messages.PeerLost, now: float) -> list[Instruction]:
-        """One complaint is enough where the network itself says so and nothing speaks against it.
-
-        Else there is a second chance: the complainer dials again by itself, and a process that has ended is told
-        of by its agent.
-        """
         topology = self.state.topology
         assert topology is not None
         peer = event.peer
         meant = topology.head if event.purpose == "hashes" else self._upstream(topology, name)
-        if peer != meant or peer in self.state.gone:
+        if peer != meant or name not in topology.names or self._succession.awaits(peer):
             return []
-        complaints = self._complaints[name, peer]
-        complaints.append(now)
-        recent = sum(now - at <= COMPLAINT_SECONDS for at in complaints)
-        heard = now - self._heard.get(peer, -1e9) <= HEARD_SECONDS
-        flowing = heard and self._stalled.get(peer, 0.0) <= FLOWING_SECONDS
-        believed = event.reason in BELIEVED_AT_ONCE and not flowing
-        if not believed and recent < 2:
-            return []
-        return self._demote(peer, Fault.UNREACHABLE, f"{name} has lost {peer} ({event.reason}: {event.detail})")
+        why = f"{name} has lost {peer} ({event.reason}: {event.detail})"
+        verdict = self._complaints.judge(name, event, peer == topology.head, now)
+        if verdict is Verdict.SERVER:
+            return self._demote(peer, Fault.UNREACHABLE, why)
+        if verdict is Verdict.COMPLAINER and event.purpose == "pieces" and name in topology.chain[:-1]:
+            return self._to(repair.moved_to_the_end(topology, name), f"{why}: {topology.chain[1]} tries it")
+        return []
 
     def _corrupt(self, name: str, event: messages.CorruptPiece) -> list[Instruction]:
         """One wrong piece is its server's fault; wrong pieces from several servers are the receiver's own."""
@@ -214,12 +228,42 @@ class Conductor:
     def _source_failed(self, name: str, event: messages.SourceFailed) -> list[Instruction]:
         topology = self.state.topology
         assert topology is not None
+        if name == topology.head:
+            self._change(failed_sources={**self.state.failed_sources, name: event.message})
+        return []
+
+    def _ended(self, name: str, now: float) -> list[Instruction]:
+        """Its agent starts it again; only a head may be worth waiting for."""
+        topology = self.state.topology
+        assert topology is not None
         if name != topology.head:
+            return self._gone(name, ITS_RELAY_ENDED)
+        self._succession.head_ended(name, now)
+        return []
+
+    def _succeed(self, now: float) -> list[Instruction]:
+        """Another head, once it is time."""
+        state, topology = self.state, self.state.topology
+        if topology is None:
             return []
-        self._change(failed_sources={**self.state.failed_sources, name: event.message})
-        if self.state.stuck:
+        head, succession = topology.head, self._succession
+        if not succession.awaits(head):
+            if head not in state.sourceless or state.stuck:
+                succession.settled()
+                return []
+            succession.head_lacks_source(head, now)
+        ended = succession.awaits(head)
+        successor = repair.successor(topology, {head}, self._barred, self._holds, state.sourceless)
+        held = self._holds(successor) if successor else 0
+        lacking = self._holds(head) - held if self._knows(head) else ALL_OF_IT
+        known = all(map(self._knows, topology.names))
+        arrived = sum(self._holds(name) for name in topology.names if name != head)
+        if not succession.is_due(lacking, arrived, self._total_bytes, known, now):
             return []
-        return self._repaired(f"{name} cannot go on fetching: {event.message}")
+        succession.settled()
+        if ended:
+            return self._gone(head, ITS_RELAY_ENDED)
+        return self._repaired(f"{head} cannot go on fetching: {state.failed_sources[head]}", state.sourceless)
 
     def _gone(self, name: str, why: str) -> list[Instruction]:
         topology = self.state.topology
@@ -235,14 +279,32 @@ class Conductor:
         self._change(faults={**self.state.faults, name: fault})
         return self._repaired(why)
 
-    def _repaired(self, why: str) -> list[Instruction]:
+    def _repaired(self, why: str, unfit: Collection[str] | None = None) -> list[Instruction]:
         state = self.state
         assert state.topology is not None
-        after = repair.without(state.topology, state.gone, state.faults, self._verified, state.failed_sources)
+        unfit = state.sourceless - {state.topology.head, self._richest()} if unfit is None else unfit
+        after = repair.without(state.topology, state.gone, state.faults, self._holds, unfit, self._barred)
         if after is None:
             self._change(topology=None, reasons=(*state.reasons, why, "nobody is left"))
             return []
         return self._to(after, why)
+
+    def _richest(self) -> str:
+        """Who has most; without a source, too, it can head the chain until one that has a source has as much."""
+        assert self.state.topology is not None
+        left = [name for name in self.state.topology.names if name not in self.state.gone | self._barred]
+        return max(left, key=lambda name: (self._holds(name), name not in self.state.sourceless), default="")
+
+    @property
+    def _barred(self) -> frozenset[str]:
+        """Who is to head the chain only where nobody else can."""
+        return frozenset(name for name, fault in self.state.faults.items() if fault is not Fault.RETURNED)
+
+    def _knows(self, name: str) -> bool:
+        return name in self.state.complete or self._holdings.knows(name)
+
+    def _holds(self, name: str) -> int:
+        return ALL_OF_IT if name in self.state.complete else self._holdings.of(name)
 
     # -- slow hosts -------------------------------------------------------------------------------------------
 
@@ -300,7 +362,9 @@ class Conductor:
     def _to(self, after: Topology, why: str) -> list[Instruction]:
         before = self.state.topology
         changed = after.names if before is None else repair.changed_upstreams(before, after)
-        self._change(topology=after, sequence=self.state.sequence + 1, reasons=(*self.state.reasons, why))
+        held = self._holdings.of_all(member.name for member in self.state.members)
+        reasons = (*self.state.reasons, why)
+        self._change(topology=after, sequence=self.state.sequence + 1, reasons=reasons, held_bytes=held)
         return self._routes(after, changed)
 
     def _routes(self, topology: Topology, names: Sequence[str]) -> list[Instruction]:
@@ -310,16 +374,14 @@ class Conductor:
             upstream = topology.upstream(name)
             if upstream is None:
                 source = self.state.sources.get(name, self.state.fallback)
+                if name in self.state.sourceless:
+                    source = None
                 hub = source if isinstance(source, HubSource) else None
                 folder = source if isinstance(source, FolderSource) else None
                 routes.append((name, Route(sequence=sequence, hub=hub, folder=folder)))
             else:
                 routes.append((name, Route(sequence=sequence, head=peers[topology.head], upstream=peers[upstream])))
         return routes
-
-    def _verified(self, name: str) -> int:
-        samples = self._history.get(name)
-        return samples[-1].verified_bytes if samples else 0
 
     def _upstream(self, topology: Topology, name: str) -> str | None:
         return topology.upstream(name) if name in topology.names else None

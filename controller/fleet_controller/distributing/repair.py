@@ -5,31 +5,31 @@ from collections.abc import Callable, Collection
 from fleet_controller.distributing.model import Topology
 from fleet_controller.distributing.ordering import hang
 
-# Who is ahead by less than that does not become the head before who stands nearer to the old one.
-WORTH_A_DETOUR_BYTES = 16 << 20
-
 
 def without(
     topology: Topology,
     gone: Collection[str],
     demoted: Collection[str],
-    verified_bytes: Callable[[str], int],
+    held_bytes: Callable[[str], int],
     unfit: Collection[str] = (),
+    barred: Collection[str] | None = None,
 ) -> Topology | None:
     """The topology after `gone` have left it and `demoted` have nobody behind them any more; None where nobody is left.
 
-    Whoever stood behind such a host fetches from the next one towards the head. A head that is gone, demoted or unfit
-    (it reaches no source) is followed by the host that has most of the bytes; a demoted one is taken only where there
+    Whoever stood behind such a host fetches from the next one towards the head. A head that is gone, barred or unfit
+    (it reaches no source) is followed by the host that has most of the bytes; a barred one is taken only where there
     is no other, and an unfit one last of all. What cannot get better stays as it is, so that repairs end.
+    barred: those of the demoted that are not to be the head either; all of them unless given.
     """
     left = [name for name in topology.names if name not in gone]
     if not left:
         return None
+    barred = demoted if barred is None else barred
     head = topology.head
-    better = [name for name in left if name not in unfit and name not in demoted]
+    better = [name for name in left if name not in unfit and name not in barred]
     fit = [name for name in left if name not in unfit]
-    if head in gone or (head in unfit and fit) or (head in demoted and better):
-        head = _next_head(topology, left, better, fit, verified_bytes)
+    if head in gone or (head in unfit and fit) or (head in barred and better):
+        head = max(better or fit or left, key=held_bytes)
     chain = tuple(name for name in topology.chain if name in left and name not in demoted and name != head)
     trunk = {head, *chain}
     kept = {
@@ -42,14 +42,16 @@ def without(
     return hang(Topology(head=head, chain=chain, leaves=kept), loose)
 
 
-def _next_head(
-    topology: Topology, left: list[str], better: list[str], fit: list[str], verified_bytes: Callable[[str], int]
-) -> str:
-    """Of the chain if it can be, then of the leaves, then the demoted; those most of the way first."""
-    groups = ([name for name in better if name in topology.chain], better, fit, left)
-    candidates = next(group for group in groups if group)
-    most = max(verified_bytes(name) for name in candidates)
-    return next(name for name in candidates if verified_bytes(name) >= most - WORTH_A_DETOUR_BYTES)
+def successor(
+    topology: Topology,
+    gone: Collection[str],
+    barred: Collection[str],
+    held_bytes: Callable[[str], int],
+    unfit: Collection[str],
+) -> str | None:
+    """Who would be the head after `gone` have left; None where nobody is left."""
+    after = without(topology, gone, barred, held_bytes, unfit)
+    return after.head if after is not None else None
 
 
 def with_new(topology: Topology, name: str) -> Topology:
@@ -64,8 +66,11 @@ def moved_to_the_end(topology: Topology, name: str) -> Topology:
 
 
 def changed_upstreams(before: Topology, after: Topology) -> tuple[str, ...]:
-    """Hosts that are told anew whom to fetch from; everyone where the head is another one."""
+    """Hosts that are told anew whom to fetch from; everyone where the head is another one, the former one first.
+
+    Until it is told it goes on fetching from the hub, as the new one does.
+    """
     if before.head != after.head:
-        return after.names
+        return tuple(sorted(after.names, key=lambda name: name != before.head))
     old = set(before.names)
     return tuple(name for name in after.names if name not in old or before.upstream(name) != after.upstream(name))

@@ -128,7 +128,7 @@ def test_a_relay_that_restarts_unnoticed_gets_its_place_again() -> None:
 
 
 def test_a_dead_head_is_followed_by_who_has_most() -> None:
-    fleet = Fleet(head_has=500_000_000)
+    fleet = Fleet(head_has=50_000_000)
     fleet.run(10)
     fleet.dead.add("a")
     fleet.tell("b", messages.PeerLost(peer="a", purpose="pieces", reason="closed"))
@@ -138,6 +138,82 @@ def test_a_dead_head_is_followed_by_who_has_most() -> None:
     assert {name: fleet.upstream[name] for name in "cde"} == {"c": "b", "d": "c", "e": "d"}
     heads = {fleet.routes[name].head.name for name in "cde"}  # type: ignore[union-attr]
     assert heads == {"b"}
+
+
+def test_a_dead_head_that_alone_has_much_is_given_time_to_come_back() -> None:
+    """Its agent starts it again, and its part is on the disk: the hub need not send that once more."""
+    fleet = Fleet(head_has=500_000_000)
+    fleet.run(10)
+    fleet.dead.add("a")
+    fleet.tell("a", messages.Ended())
+    lost = messages.PeerLost(peer="a", purpose="pieces", reason="refused")
+    for _ in range(4):
+        fleet.run(0.5)
+        fleet.tell("b", lost)
+        assert fleet.state.topology is not None and fleet.state.topology.head == "a" and not fleet.state.faults
+    fleet.dead.remove("a")
+    fleet.tell("a", messages.Listening(node="a", address="10.0.0.1", port=2000, pid=2))
+    assert fleet.routes["a"].folder and fleet.routes["b"].upstream.port == 2000  # type: ignore[union-attr]
+    fleet.tell("b", lost)  # of the port that was
+    fleet.tell("b", lost)
+    assert not fleet.state.faults
+    fleet.dead.add("a")
+    fleet.tell("a", messages.Ended())
+    fleet.run(5)
+    assert fleet.state.topology is not None and fleet.state.topology.head == "b"  # it does not come back
+
+
+def test_a_head_without_a_source_serves_until_another_one_has_what_it_has() -> None:
+    fleet = Fleet(head_has=200_000_000)
+    fleet.run(10)
+    fleet.tell("a", messages.SourceFailed(code="not-found", message="no source on a"))
+    fleet.run(5)
+    assert fleet.state.topology is not None and fleet.state.topology.head == "a"
+    fleet.run(6)
+    assert fleet.state.topology.head == "b" and fleet.arrived["b"] == 200_000_000
+    assert fleet.upstream["c"] == "b"
+
+
+def test_nobody_waits_for_a_head_without_a_source_that_serves_nothing_either() -> None:
+    fleet = Fleet(head_has=200_000_000)
+    fleet.run(10)
+    fleet.up["a"] = 0.0
+    fleet.tell("a", messages.SourceFailed(code="not-found", message="no source on a"))
+    fleet.run(4)
+    assert fleet.state.topology is not None and fleet.state.topology.head == "b"
+
+
+def test_one_host_that_complains_of_the_head_tries_another_place_two_are_believed() -> None:
+    """What the head has and nobody else would have to be asked of the hub once more."""
+    fleet = Fleet(head_has=500_000_000)
+    fleet.run(10)
+    lost = messages.PeerLost(peer="a", purpose="pieces", reason="closed")
+    fleet.tell("b", lost)
+    fleet.run(0.5)
+    fleet.tell("b", lost)
+    assert fleet.state.topology is not None and not fleet.state.faults
+    assert fleet.state.topology.trunk == ("a", "c", "d", "e", "b")
+    fleet.run(0.5)
+    fleet.tell("c", lost)
+    fleet.run(0.5)
+    fleet.tell("c", lost)
+    assert fleet.state.faults == {"a": Fault.UNREACHABLE}
+
+
+def test_who_alone_does_not_cease_to_complain_of_the_head_is_believed_in_the_end() -> None:
+    fleet = Fleet(head_has=500_000_000)
+    for _ in range(12):
+        fleet.run(1.0)
+        fleet.tell("e", messages.PeerLost(peer="a", purpose="hashes", reason="refused"))
+    assert fleet.state.faults == {"a": Fault.UNREACHABLE}
+
+
+def test_a_controller_that_came_back_takes_nobody_for_lost_whom_it_has_not_heard_yet() -> None:
+    fleet = Fleet()
+    fleet.run(5)
+    fleet.conductor = Conductor(ConductorState.model_validate_json(fleet.state.model_dump_json()))
+    fleet.tell("d", messages.PeerLost(peer="c", purpose="pieces", reason="unreachable"))
+    assert not fleet.state.faults
 
 
 def test_a_cut_host_is_believed_lost_when_it_is_not_heard_either() -> None:
@@ -185,6 +261,8 @@ def test_who_finds_everybody_wrong_is_wrong_itself() -> None:
 
 def test_a_head_without_a_source_hands_over_and_the_last_one_is_said_to_be_stuck() -> None:
     fleet = Fleet()
+    fleet.arrived["a"] = 0
+    fleet.run(0.5)
     for name in NAMES:
         assert fleet.state.stuck == ""
         fleet.tell(fleet.state.topology.head, messages.SourceFailed(code="not-found", message=f"no source on {name}"))  # type: ignore[union-attr]

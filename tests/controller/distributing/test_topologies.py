@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from fleet_controller.distributing.model import Member, Topology
 from fleet_controller.distributing.ordering import LEAVES_PER_HOST, order_members, representatives
-from fleet_controller.distributing.repair import (
-    WORTH_A_DETOUR_BYTES,
-    changed_upstreams,
-    moved_to_the_end,
-    with_new,
-    without,
-)
+from fleet_controller.distributing.repair import changed_upstreams, moved_to_the_end, successor, with_new, without
 
 NAMES = [f"host{number:02d}" for number in range(40)]
 members_of = st.lists(
@@ -123,7 +117,7 @@ def failures(draw: st.DrawFn) -> tuple[Topology, list[tuple[str, str]], dict[str
     topology = draw(topologies())
     name = st.sampled_from(topology.names)
     events = draw(st.lists(st.tuples(st.sampled_from(["gone", "demoted", "unfit", "back", "end"]), name), max_size=30))
-    verified = {host: draw(st.integers(0, 10)) * WORTH_A_DETOUR_BYTES for host in topology.names}
+    verified = {host: draw(st.integers(0, 10)) * 1_000_000 for host in topology.names}
     return topology, events, verified
 
 
@@ -178,12 +172,27 @@ def test_only_who_lost_his_upstream_gets_another(topology: Topology, data: st.Da
 
 @given(topologies(), st.data())
 def test_the_next_head_has_most_of_the_bytes(topology: Topology, data: st.DataObject) -> None:
-    if not topology.chain:
+    verified = {name: data.draw(st.integers(0, 5)) for name in topology.names}
+    others = [name for name in topology.names if name != topology.head]
+    returned = set(data.draw(st.lists(st.sampled_from(others), unique=True))) if others else set()
+    after = without(topology, {topology.head}, returned, verified.__getitem__, barred=())
+    if after is None:
+        assert not others
         return
-    verified = {name: data.draw(st.integers(0, 50)) * (1 << 20) for name in topology.names}
-    after = without(topology, {topology.head}, set(), verified.__getitem__)
-    assert after is not None and after.head in topology.chain
-    assert verified[after.head] >= max(verified[name] for name in topology.chain) - WORTH_A_DETOUR_BYTES
+    assert verified[after.head] == max(verified[name] for name in others)
+    # Of those who have as much as it, it stood nearest to the old one.
+    assert after.head == next(name for name in others if verified[name] == verified[after.head])
+    assert successor(topology, {topology.head}, (), verified.__getitem__, ()) == after.head
+    assert topology.head not in changed_upstreams(topology, after)
+
+
+@given(topologies(), st.data())
+def test_a_head_that_is_replaced_is_told_first(topology: Topology, data: st.DataObject) -> None:
+    """It goes on fetching until then."""
+    after = without(topology, (), {topology.head}, lambda name: 0)
+    assert after is not None
+    if after.head != topology.head:
+        assert changed_upstreams(topology, after)[0] == topology.head
 
 
 def test_a_host_in_the_middle_closes_up() -> None:
