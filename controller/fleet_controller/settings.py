@@ -15,6 +15,8 @@ LONGEST_SOCKET_PATH_BYTES = 100
 
 # How often a resident controller looks for rollouts that nobody carries out, and for hosts that came back.
 CATCH_UP_SECONDS = 30.0
+# How long a deploy waits for a host that it lost in the middle, before the host counts as away.
+HOST_PATIENCE_SECONDS = 60.0
 
 
 class UnsafeFolderError(Exception):
@@ -29,21 +31,23 @@ class Settings:
     state_dir: Path
     runtime_dir: Path
     catch_up_seconds: float = CATCH_UP_SECONDS
+    host_patience_seconds: float = HOST_PATIENCE_SECONDS
 
     @classmethod
     def from_environment(cls) -> "Settings":
         """FLEET_HOSTS or FLEET_CONFIG_DIR, FLEET_STATE_DIR and FLEET_RUNTIME_DIR, or their usual places.
 
-        FLEET_CATCH_UP_SECONDS: what is no positive number counts for nothing.
+        FLEET_CATCH_UP_SECONDS, FLEET_HOST_PATIENCE_SECONDS: what is no positive number counts for nothing.
         """
         state = os.environ.get("FLEET_STATE_DIR") or Path.home() / ".local" / "state" / "fleet"
         runtime = os.environ.get("FLEET_RUNTIME_DIR") or Path("/tmp") / f"fleet-{os.getuid()}"
-        try:
-            seconds = float(os.environ.get("FLEET_CATCH_UP_SECONDS", CATCH_UP_SECONDS))
-        except ValueError:
-            seconds = 0.0
-        catch_up_seconds = seconds if 0 < seconds < float("inf") else CATCH_UP_SECONDS
-        return cls(hosts_file(), Path(state).expanduser(), Path(runtime).expanduser(), catch_up_seconds)
+        return cls(
+            hosts_file(),
+            Path(state).expanduser(),
+            Path(runtime).expanduser(),
+            _seconds("FLEET_CATCH_UP_SECONDS", CATCH_UP_SECONDS),
+            _seconds("FLEET_HOST_PATIENCE_SECONDS", HOST_PATIENCE_SECONDS),
+        )
 
     @property
     def database_file(self) -> Path:
@@ -73,6 +77,14 @@ class Settings:
     def private_socket_folder(self) -> Path:
         """A fresh folder of mode 0700 for the socket of an embedded controller."""
         return Path(tempfile.mkdtemp(prefix="cli-", dir=private_folder(self.runtime_dir)))
+
+
+def _seconds(variable: str, usual: float) -> float:
+    try:
+        seconds = float(os.environ.get(variable, usual))
+    except ValueError:
+        return usual
+    return seconds if 0 < seconds < float("inf") else usual
 
 
 def private_folder(path: Path) -> Path:

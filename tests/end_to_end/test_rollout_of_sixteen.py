@@ -184,7 +184,8 @@ def test_sixteen_hosts_whatever_dies(fleet: FleetWorld, llama_cpp_bin: Path) -> 
     # A host dies in wave 2, and counts as the one failure that is allowed; the controller dies in wave 3.
     order = ("--max-unavailable", "2", "--max-failures", "1")
     command = fleet.command(*deploy(llama_cpp_bin, NEW_CONTEXT, *everywhere, *order))
-    with subprocess.Popen(command, env=fleet.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    environment = fleet.environment | {"FLEET_HOST_PATIENCE_SECONDS": "5"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
 
         def is_changing(*hosts: str) -> bool:
             current, _, now = rows(fleet)

@@ -8,6 +8,8 @@ from fleet_controller.cli.client import call, connected_controller, typed_comman
 from fleet_controller.cli.events import finish_events, follow_events
 from fleet_controller.cli.host_keys import answer_host_keys
 from fleet_controller.cli.output import confirm
+from fleet_controller.cli.rollout_command import tell_rollouts_under_way
+from fleet_controller.cli.up_command import GOES_ON
 from fleet_controller.service.protocol import software_version
 from fleet_proto.v1 import controller_pb2
 
@@ -33,8 +35,11 @@ async def _manage(action: str, pattern: str, yes: bool, as_json: bool, purge: bo
             # Nobody is asked before a revocation: the host may be in the wrong hands.
             refresh = action != "revoke"
             looked = controller.GetHosts(controller_pb2.GetHostsRequest(pattern=pattern, refresh=refresh))
-            for report in sorted([report async for report in looked], key=lambda report: report.host):
+            reports = sorted([report async for report in looked], key=lambda report: report.host)
+            for report in reports:
                 print(f"{report.host}: {_intent(action, report, purge)}", file=sys.stderr)
+            consequence = GOES_ON if action in ("upgrade", "restart") else "it will fail there"
+            await tell_rollouts_under_way(controller, [report.host for report in reports], consequence)
             if not confirm(f"{action.capitalize()} these agents?", yes):
                 raise typer.Exit(0)
         finished = await follow_events(controller.ManageAgents(request), quiet=as_json or action == "status")

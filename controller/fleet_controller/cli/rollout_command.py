@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 import typer
@@ -44,6 +45,17 @@ async def _list(as_json: bool) -> None:
         for one in found
     ]
     print_table(LIST_COLUMNS, rows)
+
+
+async def tell_rollouts_under_way(controller: Any, hosts: Collection[str], consequence: str) -> None:
+    """One line on stderr for each rollout that somebody is at on one of these hosts."""
+    found = (await controller.ListRollouts(controller_pb2.ListRolloutsRequest())).rollouts
+    for one in found:
+        shared = [host.host for host in one.hosts if host.host in hosts]
+        if one.state in ("running", "undoing") and one.carried_out and shared:
+            where = ", ".join(shared)
+            said = f"rollout {one.number} ({one.title}) is {one.state} on {where}, {one.summary}: {consequence}"
+            print(said, file=sys.stderr)
 
 
 def run_show(number: int | None, as_json: bool) -> None:

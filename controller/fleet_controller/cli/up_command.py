@@ -12,10 +12,12 @@ from fleet_controller.cli.events import finish_events, follow_events
 from fleet_controller.cli.failures import UsageFailure
 from fleet_controller.cli.host_keys import answer_host_keys
 from fleet_controller.cli.output import confirm, print_json, print_table
+from fleet_controller.cli.rollout_command import tell_rollouts_under_way
 from fleet_controller.service.protocol import software_version
 from fleet_inventory.host_file import Transport
 from fleet_proto.v1 import controller_pb2
 
+GOES_ON = "it goes on meanwhile, and so do installs, pulls and models"
 PLAN_COLUMNS = ("HOST", "ADDRESS", "TRANSPORT", "WHAT WOULD HAPPEN")
 
 
@@ -53,6 +55,7 @@ async def _up(options: UpOptions) -> None:
             )
             return
         print_table(PLAN_COLUMNS, plan, stream=sys.stderr if options.as_json else sys.stdout)
+        await tell_rollouts_under_way(controller, [report.host for report in reports], GOES_ON)
         if options.dry_run:
             return
         if not confirm(f"Bring up {len(plan)} host{'' if len(plan) == 1 else 's'}?", options.yes):

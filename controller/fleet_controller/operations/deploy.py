@@ -14,11 +14,12 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.plan import PlanAction
 from fleet_controller.domain.services import ServiceSpec
+from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import active_deploys, follow_job, run_job
 from fleet_controller.operations.launch import launch, until_ready
 from fleet_controller.operations.memory_observations import observe_memory
-from fleet_controller.operations.planning import PlannedHost, StoredPlan, gather_state, replan
+from fleet_controller.operations.planning import PlannedHost, StoredPlan, replan, state_from
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.secrets import deliver_api_key
 from fleet_controller.planning.plan import PlannedDeployment
@@ -65,7 +66,7 @@ async def _deploy(
     context: FleetContext, host: Host, planned: PlannedHost, plan: StoredPlan, spec: ServiceSpec
 ) -> AsyncGenerator[HostEvent]:
     """The work on one host; whatever goes wrong is its last event."""
-    started = time.monotonic()
+    started, patience_seconds = time.monotonic(), context.settings.host_patience_seconds
     answers: list[dict[str, Any]] = []
     try:
         joined = False
@@ -75,7 +76,7 @@ async def _deploy(
         # An earlier job did some of it: what is left is seen from fresh facts.
         deployment = await _recheck(context, host, planned, plan) if joined else planned.deployment
         if deployment.prepare is not None:
-            async for event in run_job(context, host, deployment.prepare, []):
+            async for event in run_job(context, host, deployment.prepare, [], patience_seconds):
                 yield event
         final = await _recheck(context, host, planned, plan)
         spec = final.plan.service or spec
@@ -92,7 +93,7 @@ async def _deploy(
                 yield event
         smoke = planned.deployment.smoke_test
         if smoke is not None:
-            async for event in run_job(context, host, smoke, answers):
+            async for event in run_job(context, host, smoke, answers, patience_seconds):
                 yield event
         await observe_memory(context, host, spec.name, final.plan.fit_lines)
         yield _ready(host, spec, answers, time.monotonic() - started)
@@ -102,19 +103,16 @@ async def _deploy(
 
 async def _join_earlier(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncGenerator[HostEvent]:
     """Wait for jobs that prepare this service already: of a command that was cut off, or of a colleague's."""
-    async with context.pool.client(host) as agent:
-        earlier = active_deploys(await agent.list_jobs(active_only=True), spec.name)
-    for status in earlier:
+    jobs = await ask(context, host, lambda agent: agent.list_jobs(active_only=True))
+    for status in active_deploys(jobs, spec.name):
         yield HostEvent(host=host.name, stage="job", message=f"joining {status.title}, which is under way")
-        async for event in follow_job(context, host, status.job_id, (), []):
+        async for event in follow_job(context, host, status.job_id, (), [], context.settings.host_patience_seconds):
             yield event
 
 
 async def _recheck(context: FleetContext, host: Host, planned: PlannedHost, plan: StoredPlan) -> PlannedDeployment:
     """The plan from the facts of this moment. Raises OperationError where it no longer holds."""
-    state = await gather_state(context, host)
-    if isinstance(state, Problem):
-        raise OperationError(state.code, state.message, state.remedy)
+    state = await ask(context, host, lambda agent: state_from(context, agent))
     fresh = replan(host, state, planned, plan.request)
     if fresh.plan.problem is not None:
         problem = fresh.plan.problem

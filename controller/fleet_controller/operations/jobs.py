@@ -8,10 +8,13 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.jobs import JobEvent, JobState, JobStatus
 from fleet_controller.domain.steps import JobSpec, Step
+from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.secrets import deliver_hub_token
 from fleet_controller.planning.plan import retried
+from fleet_controller.transport.client import AgentClient
+from fleet_controller.transport.pool import JOB_PATIENCE_SECONDS
 from fleet_inventory.hosts import Host
 
 # The word of each kind of step, for machines.
@@ -40,33 +43,45 @@ class JobFailed(OperationError):
 
 
 async def run_job(
-    context: FleetContext, host: Host, job: JobSpec, results: list[dict[str, Any]]
+    context: FleetContext,
+    host: Host,
+    job: JobSpec,
+    results: list[dict[str, Any]],
+    patience_seconds: float = JOB_PATIENCE_SECONDS,
 ) -> AsyncGenerator[HostEvent]:
     """Submit a job and follow it to its end; what its steps found is added to `results`.
 
     A job of this id that still runs is joined. One that has ended is run again under the next id: steps are
     idempotent, so that costs a look. Raises JobFailed or a TransportError.
     """
-    async with context.pool.client(host) as agent:
+
+    async def submit(agent: AgentClient) -> str:
         known = {status.job_id: status for status in await agent.list_jobs()}
         attempts = [status for job_id, status in known.items() if is_attempt_of(job_id, job.job_id)]
         active = next((status for status in attempts if not status.state.final), None)
-        if active is None:
-            job = retried(job, known)
-            await deliver_hub_token(agent, host, job)
-            await agent.submit_job(job)
-    job_id = active.job_id if active else job.job_id
-    async for event in follow_job(context, host, job_id, job.steps, results):
+        if active is not None:
+            return active.job_id
+        attempt = retried(job, known)
+        await deliver_hub_token(agent, host, attempt)
+        return (await agent.submit_job(attempt)).job_id
+
+    job_id = await ask(context, host, submit)
+    async for event in follow_job(context, host, job_id, job.steps, results, patience_seconds):
         yield event
 
 
 async def follow_job(
-    context: FleetContext, host: Host, job_id: str, steps: tuple[Step, ...], results: list[dict[str, Any]]
+    context: FleetContext,
+    host: Host,
+    job_id: str,
+    steps: tuple[Step, ...],
+    results: list[dict[str, Any]],
+    patience_seconds: float = JOB_PATIENCE_SECONDS,
 ) -> AsyncGenerator[HostEvent]:
     """Events of a job that is on the host. `steps` may be empty where only its id is known."""
     problem: Problem | None = None
     name = ""
-    async for event in context.pool.follow_job(host, job_id):
+    async for event in context.pool.follow_job(host, job_id, patience_seconds=patience_seconds):
         if event.step_started is not None:
             name = event.step_started
         if event.problem is not None:

@@ -1,18 +1,16 @@
 """Applying a service and waiting until it answers, over lost links and agent restarts."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus, Successor
+from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.transport.errors import HostUnreachable, NoAgent
+from fleet_controller.transport.patience import Patience
 from fleet_inventory.hosts import Host
 
-RETRY_FIRST_SECONDS = 0.5
-RETRY_MOST_SECONDS = 10.0
-PATIENCE_SECONDS = 600.0
 # The agent goes on trying for ever; someone who waits at a terminal learns after so many crashes that it will not do.
 CRASHES_BEFORE_GIVING_UP = 2
 # A start may be refused once or twice while a predecessor's port or memory becomes free; then somebody else has it.
@@ -29,8 +27,7 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
     Raises LaunchFailed or a TransportError.
     """
     yield HostEvent(host=host.name, stage="serve", message=f"starting {spec.name} on port {spec.port}")
-    async with context.pool.client(host) as agent:
-        applied = await agent.apply_service(spec, keep_former=True)
+    applied = await ask(context, host, lambda agent: agent.apply_service(spec, keep_former=True))
     wanted = applied.successor.spec_digest if applied.successor is not None else applied.spec_digest
     if applied.ended_first_because:
         message = f"the old server of {spec.name} ended first: {applied.ended_first_because}"
@@ -42,17 +39,17 @@ async def launch(context: FleetContext, host: Host, spec: ServiceSpec) -> AsyncG
 async def until_ready(context: FleetContext, host: Host, name: str, wanted: str = "") -> AsyncGenerator[HostEvent]:
     """Follow a service to READY, with the spec of that digest where one is given, over lost links and agent restarts.
 
-    Raises LaunchFailed or a TransportError.
+    Raises LaunchFailed or a TransportError: HostUnreachable or NoAgent once the host was away for
+    `settings.host_patience_seconds`.
     """
-    loop = asyncio.get_running_loop()
-    last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
+    patience = Patience(host.name, context.settings.host_patience_seconds)
     said = ""
     planned_starts: set[int] = set()  # Unix ms of every start that the agent put off while we looked
     while True:
         try:
             async with context.pool.client(host) as agent:
+                patience.heard()
                 async for status in agent.watch_service(name):
-                    last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
                     successor = _successor(status, wanted)
                     if successor is None:
                         if status.state is ServiceState.BACKING_OFF:
@@ -63,13 +60,11 @@ async def until_ready(context: FleetContext, host: Host, name: str, wanted: str 
                     if text != said:
                         said = text
                         yield HostEvent(host=host.name, stage="serve", message=text)
-        except (HostUnreachable, NoAgent):
-            if loop.time() - last_heard > PATIENCE_SECONDS:
-                raise
+        except (HostUnreachable, NoAgent) as error:
+            patience.demand(error)
         yield HostEvent(host=host.name, stage="serve", message="connection lost; the host works on, reconnecting")
         said = ""
-        await asyncio.sleep(wait)
-        wait = min(wait * 2, RETRY_MOST_SECONDS)
+        await patience.pause()
 
 
 def _successor(status: ServiceStatus, wanted: str) -> Successor | None:

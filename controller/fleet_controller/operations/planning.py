@@ -23,6 +23,7 @@ from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.considering import Decider
 from fleet_controller.planning.plan import PlannedDeployment, plan_host, unreachable_plan
 from fleet_controller.planning.wishes import filled
+from fleet_controller.transport.client import AgentClient
 from fleet_inventory.hosts import Host
 
 
@@ -109,13 +110,16 @@ async def gather_state(context: FleetContext, host: Host) -> HostState | Problem
     """Facts, services and model files of one host, asked for side by side; or why they could not be had."""
     try:
         async with context.pool.client(host) as agent:
-            facts, services, artifacts = await asyncio.gather(
-                agent.facts(), agent.list_services(), agent.list_artifacts()
-            )
-        learnt = load_observations(context.database)
-        return HostState(facts.model_copy(update={"observed_memory": learnt}), services, artifacts)
+            return await state_from(context, agent)
     except Exception as error:
         return problem_of(error)
+
+
+async def state_from(context: FleetContext, agent: AgentClient) -> HostState:
+    """As `gather_state`. Raises a TransportError."""
+    facts, services, artifacts = await asyncio.gather(agent.facts(), agent.list_services(), agent.list_artifacts())
+    learnt = load_observations(context.database)
+    return HostState(facts.model_copy(update={"observed_memory": learnt}), services, artifacts)
 
 
 def replan(host: Host, state: HostState, planned: PlannedHost, request: DeployRequest) -> PlannedDeployment:

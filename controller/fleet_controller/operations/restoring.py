@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.rollouts import Before, Gate, Strategy
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
+from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.golden import GoldenBench
 from fleet_controller.operations.launch import launch
@@ -14,6 +15,7 @@ from fleet_controller.operations.planning import PlannedHost
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.planning.engine_state import Move
 from fleet_controller.planning.service import same_service
+from fleet_controller.transport.client import AgentClient
 from fleet_inventory.hosts import Host
 
 
@@ -32,8 +34,8 @@ async def goes_on(context: FleetContext, host: Host, service: str, before: Befor
 
 
 async def _present(context: FleetContext, host: Host, service: str) -> ServiceStatus | None:
-    async with context.pool.client(host) as agent:
-        return next((status for status in await agent.list_services() if status.spec.name == service), None)
+    services = await ask(context, host, lambda agent: agent.list_services())
+    return next((status for status in services if status.spec.name == service), None)
 
 
 async def restore(context: FleetContext, host: Host, service: str, before: Before) -> AsyncGenerator[HostEvent]:
@@ -45,10 +47,12 @@ async def restore(context: FleetContext, host: Host, service: str, before: Befor
             yield event
     if before.spec is None or not before.running:
         yield HostEvent(host=host.name, stage="stop", message=f"stopping {service}")
-        async with context.pool.client(host) as agent:
-            present = [status.spec.name for status in await agent.list_services()]
-            if service in present:
+
+        async def stop(agent: AgentClient) -> None:
+            if service in [status.spec.name for status in await agent.list_services()]:
                 await agent.stop_service(service, remove=before.spec is None)
+
+        await ask(context, host, stop)
 
 
 async def demand_ours(context: FleetContext, host: Host, service: str, before: Before, put: ServiceSpec | None) -> None:

@@ -122,6 +122,8 @@ class Carrier:
                     self.events.put_nowait(event)
         except Exception as error:
             last = HostEvent(host=name, stage="deploy", done=True, problem=problem_of(error))
+        if last.problem is not None and last.problem.code in AWAY:
+            last = last.model_copy(update={"problem": self._away(name, last.problem)})
         self._set(self._host(name).model_copy(update=_ended(last)))
         del self.tasks[name]
         self.events.put_nowait(last)
@@ -175,6 +177,17 @@ class Carrier:
         except Exception as error:
             note = f"going back failed, too: {problem_of(error).message}"
         yield HostEvent(host=name, stage="back", done=True, problem=_told(problem, note))
+
+    def _away(self, name: str, problem: Problem) -> Problem:
+        """What becomes of a host that does not answer, in the words of its problem."""
+        begun = self._host(name).before is not None
+        note = "what was begun there goes on by itself" if begun else "nothing was changed there"
+        resume = f"fleet rollout resume {self.rollout.number}"
+        if self.rollout.strategy.catch_up:
+            remedy = f"a resident controller changes it when it is back; or then: {resume}"
+        else:
+            remedy = f"it counts as failed; when it is back: {resume}"
+        return _told(problem, note).model_copy(update={"remedy": remedy})
 
     async def _planned_now(self, name: str) -> PlannedHost:
         """For a host that was away when the plan was made."""

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from fleet_controller.domain.services import ServiceSpec
 from fleet_controller.domain.steps import JobSpec
+from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.planning.secrets import HUB_TOKEN_SECRET, api_key_secret
@@ -152,8 +153,8 @@ async def deliver_api_key(context: FleetContext, host: Host, spec: ServiceSpec, 
     if api_key_secret(identify(key, context.settings.state_dir)) != spec.api_key.secret:
         message = f"the API key of {key.where} changed since the plan was shown"
         raise OperationError("plan-changed", message, "repeat the command to see the new plan")
-    async with context.pool.client(host) as agent:
-        await agent.put_secret(spec.api_key.secret, key.reveal().encode())
+    secret = spec.api_key.secret
+    await ask(context, host, lambda agent: agent.put_secret(secret, key.reveal().encode()))
 
 
 async def deliver_hub_token(agent: AgentClient, host: Host, job: JobSpec) -> None:

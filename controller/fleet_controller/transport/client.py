@@ -50,12 +50,20 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # a server that loads says nothing for long
 )
+# An agent that hangs is noticed within their sum, while something is asked of it; a busy one answers pings by a thread.
+KEEPALIVE_SECONDS, KEEPALIVE_LIMIT_SECONDS = 20, 20
 
 
 def open_channel(socket_path: str) -> grpc.aio.Channel:
     """A channel to the unix socket at `socket_path`."""
-    options = [*CHANNEL_OPTIONS, ("grpc.default_authority", "localhost")]
+    options = [
+        *CHANNEL_OPTIONS,
+        ("grpc.default_authority", "localhost"),
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_LIMIT_SECONDS * 1000),
+    ]
     return grpc.aio.insecure_channel(f"unix:{socket_path}", options=options)
 
 

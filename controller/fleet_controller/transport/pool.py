@@ -23,6 +23,7 @@ from fleet_controller.transport.discovery import discover, start_agent
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
 from fleet_controller.transport.link import HostLink
 from fleet_controller.transport.local import LocalLink
+from fleet_controller.transport.patience import Patience
 from fleet_controller.transport.socket_memory import SocketMemory, way_to
 from fleet_inventory.host_file import Transport
 from fleet_inventory.hosts import Host
@@ -30,8 +31,8 @@ from fleet_inventory.hosts import Host
 SSH_HANDSHAKES_AT_ONCE = 32
 # After an agent was started it needs a moment until its socket answers.
 START_LIMIT_SECONDS = 15.0
-RETRY_FIRST_SECONDS = 0.5
-RETRY_MOST_SECONDS = 10.0
+# Whoever follows a job may wait for a host to be started again.
+JOB_PATIENCE_SECONDS = 600.0
 
 Explain = Callable[[str], TransportError | None]
 
@@ -133,28 +134,26 @@ class AgentPool:
             return contact.identity
 
     async def follow_job(
-        self, host: Host, job_id: str, after: int = 0, patience_seconds: float = 600.0
+        self, host: Host, job_id: str, after: int = 0, patience_seconds: float = JOB_PATIENCE_SECONDS
     ) -> AsyncIterator[JobEvent]:
         """All events of a job above `after`, over lost links and agent restarts, until its final event.
 
-        Raises the last TransportError once the host was away for `patience_seconds`.
+        Raises HostUnreachable or NoAgent once the host was away for `patience_seconds`.
         """
-        loop = asyncio.get_running_loop()
-        last_heard, wait = loop.time(), RETRY_FIRST_SECONDS
+        patience = Patience(host.name, patience_seconds)
         while True:
             try:
                 async with self.client(host) as agent:
+                    patience.heard()
                     async for event in agent.watch_job(job_id, after):
-                        after, last_heard, wait = event.sequence, loop.time(), RETRY_FIRST_SECONDS
+                        after = event.sequence
                         yield event
                         if event.state is not None and event.state.final:
                             return
-            except (HostUnreachable, NoAgent):
-                if loop.time() - last_heard > patience_seconds:
-                    raise
+            except (HostUnreachable, NoAgent) as error:
+                patience.demand(error)
             # Also where a stream ended without a final event: the agent went away in good order.
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, RETRY_MOST_SECONDS)
+            await patience.pause()
 
     async def drop(self, host: Host) -> None:
         """Closes what is open to a host."""
@@ -231,6 +230,9 @@ class AgentPool:
             if isinstance(error, HostUnreachable) and not connected:
                 raise tls.silent(host, enrolment) from None
             raise
+        # It was let in: what breaks from now on is the connection, or the agent that ends.
+        contact.explain = lambda details: tls.lost(host, enrolment, details)
+        client = _client(contact, contact.channel)
         await self._renew_if_due(contact, client)
         return client
 

@@ -69,6 +69,12 @@ def silent(host: Host, enrolment: Enrolment) -> TransportError:
     return HostUnreachable(host.name, message, "is it up, and the port open in its firewall?")
 
 
+def lost(host: Host, enrolment: Enrolment, details: str) -> TransportError:
+    """What it means that a connection ended on which the host had answered: a restart of the agent looks the same."""
+    message = f"the connection to {enrolment.address}:{enrolment.port} was lost: {details}"
+    return HostUnreachable(host.name, message, "run the command again; it resumes")
+
+
 def explain(host: Host, enrolment: Enrolment, details: str) -> TransportError:
     """What a failed connection means. gRPC's words are looked at only where they make a difference to what to do."""
     where = f"{enrolment.address}:{enrolment.port}"

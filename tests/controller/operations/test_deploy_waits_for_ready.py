@@ -13,6 +13,7 @@ from fleet_controller.operations import deploy
 from fleet_controller.operations.launch import LaunchFailed, until_ready
 from fleet_controller.operations.planning import PlannedHost, StoredPlan
 from fleet_controller.planning.plan import PlannedDeployment
+from fleet_controller.settings import Settings
 from fleet_inventory.hosts import Host
 
 HOST = Host.model_validate({"name": "desk", "address": "localhost", "transport": "local"})
@@ -28,6 +29,7 @@ class Context:
 
     def __init__(self, *statuses: ServiceStatus) -> None:
         self.statuses, self.told, self.pool = statuses, 0, self
+        self.settings = Settings.from_environment()
 
     def client(self, host: Host) -> "Context":
         return self

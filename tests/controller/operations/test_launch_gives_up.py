@@ -10,6 +10,7 @@ from fleet_controller.domain.base import Problem
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus, Successor
 from fleet_controller.domain.steps import ToolRef
 from fleet_controller.operations.launch import REFUSALS_BEFORE_GIVING_UP, LaunchFailed, launch
+from fleet_controller.settings import Settings
 from fleet_inventory.hosts import Host
 
 HOST = Host.model_validate({"name": "desk", "address": "localhost", "transport": "local"})
@@ -42,6 +43,7 @@ class Context:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.pool = self
+        self.settings = Settings.from_environment()
 
     @asynccontextmanager
     async def client(self, host: Host) -> AsyncIterator[Agent]:
