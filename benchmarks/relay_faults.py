@@ -4,8 +4,8 @@
 
 `others`: time until every host but the struck ones is done, over that of a rollout without a fault in the same run
 (from a host that has the model, or from a hub); `+s`: the same as a difference; `repaired`: how long after the fault
-the topology was changed; `hub`: bytes that hosts took from the hub beyond the model's size; `refetched`: pieces that
-came in twice, of the host with most; `false`: demotions of hosts that nothing happened to. Afterwards every file in
+the topology was changed; `hub`: bytes that left the hub beyond the model's size, headers of packets aside; `refetched`:
+pieces that came in twice, of the host with most; `false`: demotions of hosts that nothing happened to. Afterwards every file in
 place on every host is hashed again: a wrong one ends the benchmark. Needs root, `ip` and `tc`.
 """
 
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report
-from benchmarks.relay import Load, prepare
 from benchmarks.relay_lab import RelayLab, wait_until
+from benchmarks.relay_load import Load, prepare
+from benchmarks.relay_load import Load, prepare
 from benchmarks.relay_scenes import FAULTS, FROM_THE_HUB, Scene, nothing, rollout
 
 BASELINES = {False: "nothing", True: "nothing-from-hub"}  # whether there is a hub
