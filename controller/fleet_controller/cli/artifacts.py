@@ -48,7 +48,10 @@ def gc(
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = JSON,
 ) -> None:
-    """Remove model files that no service uses, not even a stopped one, after showing them."""
+    """Remove model files that no service uses, not even a stopped one, after showing them.
+
+    What the undo of a service's last rollout goes back to is removed only where it is named.
+    """
     from fleet_controller.cli.artifacts_command import GcOptions, run_gc
 
     run_gc(GcOptions(tuple(repositories or ()), hosts, dry_run, yes, as_json))

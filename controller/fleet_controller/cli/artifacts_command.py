@@ -12,6 +12,7 @@ from fleet_controller.cli.events import finish_events, follow_events, leave_with
 from fleet_controller.cli.failures import SOME_HOST_FAILED, report
 from fleet_controller.cli.messages import plain
 from fleet_controller.cli.output import confirm, gibibytes, print_json, print_table
+from fleet_controller.domain.artifacts import UNDO_OF_ROLLOUT
 from fleet_proto.v1 import artifacts_pb2, controller_pb2
 
 COLUMNS = ("HOST", "REPOSITORY", "REVISION", "SIZE", "BROUGHT BY", "USED BY")
@@ -119,14 +120,22 @@ async def _gc(options: GcOptions) -> None:
 def removable(
     hosts: Sequence[controller_pb2.HostArtifacts], repositories: Sequence[str]
 ) -> dict[str, list[artifacts_pb2.Artifact]]:
-    """By host, what nobody uses: of the repositories that were named, else all that fleet itself brought."""
+    """By host, what nobody uses: of the repositories that were named, else all that fleet itself brought.
+
+    Files that only an undo would need go where they are named.
+    """
     found: dict[str, list[artifacts_pb2.Artifact]] = {}
     for host in hosts:
         for artifact in host.artifacts:
             wanted = artifact.repository in repositories if repositories else artifact.brought
-            if wanted and not artifact.services and not artifact.jobs:
+            if wanted and not _users(artifact, named=bool(repositories)):
                 found.setdefault(host.host, []).append(artifact)
     return found
+
+
+def _users(artifact: artifacts_pb2.Artifact, named: bool) -> list[str]:
+    undo = UNDO_OF_ROLLOUT if named else None
+    return [user for user in (*artifact.services, *artifact.jobs) if undo is None or not user.startswith(undo)]
 
 
 def _print_doomed(
@@ -146,9 +155,12 @@ def _print_doomed(
         print("nothing to remove", file=stream)
     for host in hosts:
         for one in host.artifacts:
-            if one.repository in repositories and (one.services or one.jobs):
+            users = _users(one, named=True)
+            if one.repository in repositories and users:
+                print(f"{host.host}: {one.repository} stays: {', '.join(users)} uses it", file=stream)
+            elif one.repository in repositories and one.services:
                 print(
-                    f"{host.host}: {one.repository} stays: {', '.join([*one.services, *one.jobs])} uses it", file=stream
+                    f"{host.host}: {one.repository}: {one.services[0]} goes back to it, and could not then", file=stream
                 )
 
 

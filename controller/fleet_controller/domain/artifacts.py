@@ -2,6 +2,9 @@
 
 from fleet_controller.domain.base import Frozen
 
+# How an undo is called among the services that use an artifact.
+UNDO_OF_ROLLOUT = "undo of rollout "
+
 
 class Artifact(Frozen):
     repository: str

@@ -8,15 +8,18 @@ import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from fleet_controller.domain.artifacts import Artifact, ArtifactName
+from fleet_controller.domain.artifacts import UNDO_OF_ROLLOUT, Artifact, ArtifactName
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.events import HostEvent
+from fleet_controller.domain.rollouts import Rollout
 from fleet_controller.domain.sizes import gibibytes
 from fleet_controller.domain.steps import JobSpec, Step, VerifyArtifactsStep
 from fleet_controller.fanout import as_they_finish, merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import run_job
 from fleet_controller.operations.problems import problem_of
+from fleet_controller.rolling.store import RolloutStore
+from fleet_controller.rolling.undo import specs_back
 from fleet_inventory.hosts import Host
 
 
@@ -27,7 +30,8 @@ class HostArtifacts(Frozen):
 
 
 async def list_artifacts(context: FleetContext, pattern: str) -> AsyncGenerator[HostArtifacts]:
-    """What each host holds. Of hosts that share a cache each is told who uses it on the others.
+    """What each host holds. Of hosts that share a cache each is told who uses it on the others, and of each file
+    whether undoing the last rollout of a service would need it.
 
     Raises OperationError for a pattern that means no host.
     """
@@ -38,8 +42,9 @@ async def list_artifacts(context: FleetContext, pattern: str) -> AsyncGenerator[
                 artifacts, cache = await agent.survey_artifacts()
         except Exception as error:
             return HostArtifacts(host=host.name, problem=problem_of(error)), ""
-        return HostArtifacts(host=host.name, artifacts=artifacts), cache
+        return with_ways_back(HostArtifacts(host=host.name, artifacts=artifacts), rollouts), cache
 
+    rollouts = RolloutStore(context.database).all()
     found = [one async for one in as_they_finish(context.select(pattern), look)]
     for host, cache in found:
         others = [other for other, shared in found if cache and shared == cache and other.host != host.host]
@@ -61,6 +66,20 @@ def with_users_elsewhere(host: HostArtifacts, others: Sequence[HostArtifacts]) -
         return artifact.model_copy(update={"services": (*artifact.services, *users)}) if users else artifact
 
     return host.model_copy(update={"artifacts": tuple(shared(artifact) for artifact in host.artifacts)})
+
+
+def with_ways_back(host: HostArtifacts, newest_first: Sequence[Rollout]) -> HostArtifacts:
+    """Undoing a rollout uses the files that it goes back to, as a stopped service does."""
+    needed = [
+        (f"{UNDO_OF_ROLLOUT}{number}", spec.model_dump_json()) for number, spec in specs_back(newest_first, host.host)
+    ]
+
+    def used(artifact: Artifact) -> Artifact:
+        place = f"models--{artifact.repository.replace('/', '--')}/snapshots/{artifact.commit}"
+        users = [user for user, text in needed if place in text]
+        return artifact.model_copy(update={"services": (*artifact.services, *users)})
+
+    return host.model_copy(update={"artifacts": tuple(used(artifact) for artifact in host.artifacts)})
 
 
 async def verify_artifacts(

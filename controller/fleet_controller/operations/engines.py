@@ -134,7 +134,7 @@ async def gather(context: FleetContext, host: Host) -> EngineState | Problem:
     unfinished = tuple(move for move in begun if move is not None)
     return EngineState(
         facts=facts, services=services, installs=installs, leftovers=leftovers, unfinished=unfinished,
-        undoes=ways_back(RolloutStore(context.database).newest(), host.name),
+        undoes=ways_back(RolloutStore(context.database).all(), host.name),
     )  # fmt: skip
 
 

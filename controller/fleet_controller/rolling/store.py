@@ -69,6 +69,9 @@ class RolloutStore:
     def newest(self, most: int = 20) -> tuple[Rollout, ...]:
         return self._select("ORDER BY number DESC LIMIT ?", (most,))
 
+    def all(self) -> tuple[Rollout, ...]:
+        return self._select("ORDER BY number DESC", ())
+
     def unfinished(self) -> tuple[Rollout, ...]:
         """Those that somebody carries out, should carry out, or may resume."""
         ended = [state.value for state in RolloutState if state.final]
