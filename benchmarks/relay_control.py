@@ -11,12 +11,14 @@ from fleet_controller.distributing import messages
 from fleet_controller.distributing.conductor import Conductor, ConductorState, Instruction
 from fleet_controller.distributing.messages import FolderSource, HubSource
 from fleet_controller.distributing.model import Member
+from fleet_controller.pulling.tally import HostTally
 
 
 class LabController:
     """Hears every relay but those that are cut off from it, and orders what the conductor says.
 
-    Its own end and return are simulated by forget(): all that it takes along is the stored state.
+    Its own end and return are simulated by away() and restart(): all that it takes along is the stored state, and the
+    agents tell it once more what their relays are at.
     """
 
     def __init__(
@@ -31,7 +33,12 @@ class LabController:
         self.conductor = Conductor(state)
         self.lab: RelayLab[Any] | None = None
         self.cut: set[str] = set()
-        self.deaf = False
+        self.tallies: dict[str, HostTally] = {}  # what was moved, whoever hears of it
+        self.fetched_bytes: dict[str, int] = {}  # of the process that is done
+        self._away = False
+        self._listening: dict[str, messages.Listening] = {}
+        self._complete: dict[str, messages.Complete] = {}
+        self._dead: set[str] = set()
         self.completed_at: dict[str, float] = {}  # monotonic seconds
         self.changes: list[tuple[float, str]] = []  # (monotonic seconds, why the topology changed)
         self._lock = threading.RLock()
@@ -41,15 +48,32 @@ class LabController:
         """What a relay told; given to a RelayLab as its on_event."""
         if isinstance(event, Complete):
             self.completed_at.setdefault(name, time.monotonic())
-        self._observe(name, messages.parse_event(event_line(event)))
+            self.fetched_bytes[name] = event.fetched_bytes
+        told = messages.parse_event(event_line(event))
+        with self._lock:
+            self.tallies.setdefault(name, HostTally()).hear(told)
+            self._note(name, told)
+        self._observe(name, told)
+
+    def _note(self, name: str, told: messages.Event) -> None:
+        """What its agent can tell again."""
+        if isinstance(told, messages.Listening):
+            self._listening[name] = told
+            self._complete.pop(name, None)
+            self._dead.discard(name)
+        elif isinstance(told, messages.Complete):
+            self._complete[name] = told
+        elif isinstance(told, messages.Failed):
+            self._dead.add(name)
 
     def ended(self, name: str) -> None:
         """The agent of that host says that its relay is no more."""
+        self._dead.add(name)
         self._observe(name, messages.Ended())
 
     def _observe(self, name: str, event: messages.Event) -> None:
         with self._changed:
-            if name in self.cut or self.deaf:
+            if name in self.cut or self._away:
                 return
             self._carry_out(self.conductor.observe(name, event, time.monotonic()))
             self._changed.notify_all()
@@ -85,16 +109,38 @@ class LabController:
         return self.wait_for(lambda state: set(names) <= state.complete, seconds)
 
     def repeat(self, name: str) -> None:
-        """A host can be heard again: it is told once more, since it may have missed orders."""
-        with self._lock:
+        """A host can be heard again: it tells what it is at, and is told once more, since it may have missed orders."""
+        with self._changed:
+            self._hear_again(name)
             self._carry_out([(host, order) for host, order in self.conductor.again() if host == name])
+            self._changed.notify_all()
+
+    def away(self) -> None:
+        """As if the controller had been killed."""
+        self._away = True
 
     def restart(self) -> None:
         """As if the controller had been killed and started again: only what it had stored is left."""
-        with self._lock:
+        with self._changed:
             stored = self.conductor.state.model_dump_json()
-            self.conductor = Conductor(ConductorState.model_validate_json(stored))
+            self.conductor, self._away = Conductor(ConductorState.model_validate_json(stored)), False
             self._carry_out(self.conductor.again())
+            for name in self._listening:
+                if name not in self.cut:
+                    self._hear_again(name)
+            self._changed.notify_all()
+
+    def _hear_again(self, name: str) -> None:
+        told: list[messages.Event] = []
+        listening, known = self._listening[name], self.conductor.state.peers.get(name)
+        if known is None or (known.address, known.port) != (listening.address, listening.port):
+            told.append(listening)
+        if name in self._complete:
+            told.append(self._complete[name])
+        if name in self._dead:
+            told.append(messages.Ended())
+        for event in told:
+            self._carry_out(self.conductor.observe(name, event, time.monotonic()))
 
     def describe(self) -> str:
         state = self.conductor.state

@@ -4,9 +4,9 @@
 
 `others`: time until every host but the struck ones is done, over that of a rollout without a fault in the same run
 (from a host that has the model, or from a hub); `+s`: the same as a difference; `repaired`: how long after the fault
-the topology was changed; `hub`: bytes that left the hub beyond the model's size, headers of packets aside; `refetched`:
-pieces that came in twice, of the host with most; `false`: demotions of hosts that nothing happened to. Afterwards every file in
-place on every host is hashed again: a wrong one ends the benchmark. Needs root, `ip` and `tc`.
+the topology was changed; `hub`: bytes that left the hub beyond the model's size, headers of packets aside;
+`refetched`: pieces that came in twice, of the host with most; `false`: demotions of hosts that nothing happened to.
+Afterwards every file in place on every host is hashed again: a wrong one ends the benchmark. Needs root, `ip` and `tc`.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from typing import Any
 
 from benchmarks.measure import report
 from benchmarks.relay_lab import RelayLab, wait_until
-from benchmarks.relay_load import Load, prepare
 from benchmarks.relay_load import Load, prepare
 from benchmarks.relay_scenes import FAULTS, FROM_THE_HUB, Scene, nothing, rollout
 
