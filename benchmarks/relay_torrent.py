@@ -32,13 +32,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def seed(torrent: Path, file: Path) -> None:
-    files = libtorrent.file_storage()
-    libtorrent.add_files(files, str(file))
     size = file.stat().st_size
     piece = SMALLEST_PIECE_BYTES
     while piece * 2 <= min(size // WANTED_PIECES, LARGEST_PIECE_BYTES):
         piece *= 2
-    made = libtorrent.create_torrent(files, piece, libtorrent.create_torrent.v1_only)
+    made = libtorrent.create_torrent(libtorrent.list_files(str(file)), piece, libtorrent.create_torrent.v1_only)
     libtorrent.set_piece_hashes(made, str(file.parent))
     part = torrent.with_suffix(".part")
     part.write_bytes(libtorrent.bencode(made.generate()))
