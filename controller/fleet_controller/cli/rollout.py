@@ -9,6 +9,7 @@ app = typer.Typer(
 NUMBER = typer.Argument(
     None, metavar="[NUMBER]", min=1, help="Of `fleet rollout list`; the newest that fits if absent."
 )
+UNDONE_NUMBER = typer.Argument(None, metavar="[NUMBER]", min=1, help="Of `fleet rollout list`; the newest if absent.")
 YES = typer.Option(False, "--yes", "-y", help="Do not ask.")
 JSON = typer.Option(False, "--json", help="One JSON document on stdout.")
 
@@ -63,7 +64,7 @@ def abort(number: int | None = NUMBER, as_json: bool = JSON) -> None:
 
 @app.command()
 def undo(
-    number: int | None = NUMBER,
+    number: int | None = UNDONE_NUMBER,
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would run again, and stop."),
     yes: bool = YES,
     as_json: bool = JSON,

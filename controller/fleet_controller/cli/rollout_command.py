@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import typer
@@ -23,6 +23,7 @@ ACTIONS = {
     "abort": controller_pb2.ROLLOUT_ACTION_ABORT,
     "undo": controller_pb2.ROLLOUT_ACTION_UNDO,
 }
+LEFT = ("waiting", "failed", "away", "changing")
 TOUCHED = ("changing", "changed", "failed", "undoing", "undo failed")
 
 
@@ -71,13 +72,15 @@ async def _show(number: int | None, as_json: bool) -> None:
         print_rollout(found)
 
 
-async def _one(controller: Any, number: int | None) -> controller_pb2.RolloutInfo:
-    """A rollout by number, or the newest."""
+async def _one(
+    controller: Any, number: int | None, fits: Callable[[controller_pb2.RolloutInfo], bool] = lambda found: True
+) -> controller_pb2.RolloutInfo:
+    """A rollout by number, or the newest that fits; where none does, the newest."""
     request = controller_pb2.ListRolloutsRequest(number=number)
     reply: controller_pb2.ListRolloutsReply = await controller.ListRollouts(request)
     if not reply.rollouts:
         raise UsageFailure("there is no rollout yet", "each `fleet deploy` is one")
-    return reply.rollouts[0]
+    return next(filter(fits, reply.rollouts), reply.rollouts[0])
 
 
 def print_rollout(found: controller_pb2.RolloutInfo) -> None:
@@ -106,12 +109,17 @@ def _state(found: controller_pb2.RolloutInfo) -> str:
 
 def _next(found: controller_pb2.RolloutInfo) -> list[str]:
     number, lines = found.number, []
-    left = any(host.phase in ("waiting", "failed", "away", "changing") for host in found.hosts)
-    if left and found.state in ("running", "paused", "stopped", "aborted", "done") and not found.carried_out:
+    if _has_hosts_left(found) and not found.carried_out:
         lines.append(f"go on: fleet rollout resume {number}")
     if any(_touched(host) for host in found.hosts) and found.state != "superseded" and not found.carried_out:
         lines.append(f"take back: fleet rollout undo {number}")
     return lines
+
+
+def _has_hosts_left(found: controller_pb2.RolloutInfo) -> bool:
+    """Whether there is something to resume."""
+    left = any(host.phase in LEFT for host in found.hosts)
+    return left and found.state in ("running", "paused", "stopped", "aborted", "done")
 
 
 def _touched(host: controller_pb2.RolloutHostInfo) -> bool:
@@ -149,7 +157,8 @@ def run_action(action: str, number: int | None, yes: bool, as_json: bool, dry_ru
 async def _act(action: str, number: int | None, yes: bool, as_json: bool, dry_run: bool) -> None:
     async with connected_controller() as controller:
         if action in ("undo", "resume"):
-            found = await _one(controller, number)
+            # An undo that is said twice must not take back one rollout more: it is always of the newest.
+            found = await _one(controller, number, _has_hosts_left if action == "resume" else lambda found: True)
             number = found.number
             _print_intent(action, found, stream=sys.stderr if as_json or not dry_run else sys.stdout)
             if dry_run:
@@ -170,5 +179,5 @@ def _print_intent(action: str, found: controller_pb2.RolloutInfo, stream: Any) -
     for host in found.hosts:
         if action == "undo" and _touched(host):
             print(f"  {host.host}: {host.after or 'unknown'} -> {host.before or 'as it is'}", file=stream)
-        elif action == "resume" and host.phase in ("waiting", "failed", "away", "changing"):
+        elif action == "resume" and host.phase in LEFT:
             print(f"  {host.host}: {host.phase} -> {host.after or 'planned when it answers'}", file=stream)
