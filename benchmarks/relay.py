@@ -114,7 +114,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     given = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OF_SIGTERM))  # so that namespaces and files go
-    require(given.way_names, given.internet_megabits > 0)
+    require(given.way_names)
     counts, details = given.counts, dict[str, object]()
     link = (given.megabits or DEFAULT_MEGABITS) * 125_000
     if given.real_disk:

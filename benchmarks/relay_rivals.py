@@ -48,14 +48,18 @@ if out:
 print("done", flush=True)
 """
 
+DOWNLOAD = """
+import shutil, sys, urllib.request
+with urllib.request.urlopen(sys.argv[2]) as reply, open(sys.argv[1], "wb") as out:
+    shutil.copyfileobj(reply, out, 1 << 20)
+"""
 
-def require(ways: Sequence[str], internet: bool) -> None:
+
+def require(ways: Sequence[str]) -> None:
     """Ends the benchmark where something is missing, before anything is made."""
     wanted = {"ip": "iproute2", "tc": "iproute2"}
     if "rsync" in ways:
         wanted["rsync"] = "rsync"
-    if "http" in ways or (internet and {"rsync", "libtorrent"} & set(ways)):
-        wanted["curl"] = "curl"
     missing = sorted({package for tool, package in wanted.items() if not shutil.which(tool)})
     if missing:
         raise SystemExit(f"missing here: {', '.join(missing)}; apt-get install them, or choose other --ways")
@@ -174,6 +178,7 @@ def one_host_that_has_it(
 
 
 def download(hub: Hub, path: Path, synced: bool) -> str:
-    """A line of bash."""
-    fetch = shlex.join(["curl", "-sSf", "-o", str(path), hub.file_url])
+    """A line of bash: curl, or Python where that is not here."""
+    client = ["curl", "-sSf", "-o"] if shutil.which("curl") else [sys.executable, "-c", DOWNLOAD]
+    fetch = shlex.join([*client, str(path), hub.file_url])
     return f"{fetch} && sync {shlex.quote(str(path))}" if synced else fetch
