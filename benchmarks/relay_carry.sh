@@ -2,8 +2,8 @@
 # Gathers the relay's benchmarks with all that they need, for a Linux machine (x86-64, glibc 2.34 or later, root) that
 # has a Python and nothing else: no network, no iproute2, no rsync.
 #
-#     benchmarks/relay_carry.sh FOLDER 3.12        # here, on a Debian with network: the other machine's Python
-#     tar xzf FOLDER.tar.gz; FOLDER/run benchmarks.relay --hosts 4     # there; PYTHON=/path/to/python3 where it is not on the PATH
+#     benchmarks/relay_carry.sh FOLDER 3.12                          # here, with network: the other machine's Python
+#     tar xzf FOLDER.tar.gz; FOLDER/run benchmarks.relay --hosts 4   # there; PYTHON=... where it is not on the PATH
 #
 # The tools start through the machine's own loader with their libraries beside them, so that nothing that they start
 # (`ip netns exec`) sees these libraries.
