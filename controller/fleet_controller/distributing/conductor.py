@@ -26,6 +26,8 @@ WORTH_A_TRIAL_SECONDS = 5.0
 SAMPLES_KEPT = 64
 ALL_OF_IT = 1 << 62  # more bytes than any model has
 ITS_RELAY_ENDED = "its relay ended"
+# What is said of a process that is no more where its host still is: its agent will start another one.
+NOBODY_THERE = frozenset({"closed", "refused"})
 
 Instruction = tuple[str, Order]
 
@@ -201,6 +203,9 @@ class Conductor:
             return []
         why = f"{name} has lost {peer} ({event.reason}: {event.detail})"
         verdict = self._complaints.judge(name, event, peer == topology.head, now)
+        if verdict is Verdict.SERVER and peer == topology.head and event.reason in NOBODY_THERE:
+            self._succession.head_ended(peer, now, told=False)
+            return []
         if verdict is Verdict.SERVER:
             return self._demote(peer, Fault.UNREACHABLE, why)
         if verdict is Verdict.COMPLAINER and event.purpose == "pieces" and name in topology.chain[:-1]:
@@ -238,7 +243,7 @@ class Conductor:
         assert topology is not None
         if name != topology.head:
             return self._gone(name, ITS_RELAY_ENDED)
-        self._succession.head_ended(name, now)
+        self._succession.head_ended(name, now, told=True)
         return []
 
     def _succeed(self, now: float) -> list[Instruction]:
@@ -260,7 +265,10 @@ class Conductor:
         arrived = sum(self._holds(name) for name in topology.names if name != head)
         if not succession.is_due(lacking, arrived, self._total_bytes, known, now):
             return []
+        told = succession.has_ended_for_sure(head)
         succession.settled()
+        if ended and not told:
+            return self._demote(head, Fault.UNREACHABLE, f"{head} takes no connection any more")
         if ended:
             return self._gone(head, ITS_RELAY_ENDED)
         return self._repaired(f"{head} cannot go on fetching: {state.failed_sources[head]}", state.sourceless)

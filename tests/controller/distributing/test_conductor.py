@@ -159,7 +159,7 @@ def test_a_dead_head_that_alone_has_much_is_given_time_to_come_back() -> None:
     assert not fleet.state.faults
     fleet.dead.add("a")
     fleet.tell("a", messages.Ended())
-    fleet.run(5)
+    fleet.run(7)
     assert fleet.state.topology is not None and fleet.state.topology.head == "b"  # it does not come back
 
 
@@ -193,10 +193,23 @@ def test_one_host_that_complains_of_the_head_tries_another_place_two_are_believe
     fleet.tell("b", lost)
     assert fleet.state.topology is not None and not fleet.state.faults
     assert fleet.state.topology.trunk == ("a", "c", "d", "e", "b")
-    fleet.run(0.5)
-    fleet.tell("c", lost)
-    fleet.run(0.5)
-    fleet.tell("c", lost)
+    for _ in range(2):
+        fleet.run(0.5)
+        fleet.tell("c", lost.model_copy(update={"reason": "protocol"}))
+    assert fleet.state.faults == {"a": Fault.UNREACHABLE}
+
+
+def test_a_head_that_nobody_reaches_any_more_may_be_starting_again() -> None:
+    """Its runner was killed along with its relay, say, so that nobody told of it."""
+    fleet = Fleet(head_has=500_000_000)
+    fleet.run(10)
+    fleet.dead.add("a")
+    for _ in range(2):
+        fleet.run(0.5)
+        for name in "bc":
+            fleet.tell(name, messages.PeerLost(peer="a", purpose="hashes", reason="refused"))
+    assert not fleet.state.faults
+    fleet.run(7)
     assert fleet.state.faults == {"a": Fault.UNREACHABLE}
 
 
@@ -204,7 +217,7 @@ def test_who_alone_does_not_cease_to_complain_of_the_head_is_believed_in_the_end
     fleet = Fleet(head_has=500_000_000)
     for _ in range(12):
         fleet.run(1.0)
-        fleet.tell("e", messages.PeerLost(peer="a", purpose="hashes", reason="refused"))
+        fleet.tell("e", messages.PeerLost(peer="a", purpose="hashes", reason="unreachable"))
     assert fleet.state.faults == {"a": Fault.UNREACHABLE}
 
 
@@ -414,6 +427,8 @@ def test_whatever_happens_everyone_who_lives_gets_it_all(story: list[tuple[str, 
         elif what == "restart":
             fleet.conductor = Conductor(ConductorState.model_validate_json(fleet.state.model_dump_json()))
             fleet.carry_out(fleet.conductor.again())
+            for dead in sorted(fleet.dead):
+                fleet.tell(dead, messages.Ended())  # its agent tells it again
     for _ in range(400):
         topology = fleet.state.topology
         assert topology is not None
