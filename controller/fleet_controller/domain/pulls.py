@@ -96,3 +96,4 @@ class PullState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"  # some host lacks the files; the same command begins another pull
+    STOPPED = "stopped"  # as asked for: whoever carries it out ends the relays

@@ -58,6 +58,13 @@ async def _run(context: FleetContext, pull: PlannedPull) -> AsyncGenerator[HostE
             yield event
 
 
+async def stop(context: FleetContext, pull: PlannedPull) -> None:
+    """Ends a pull, whoever carries it out: its relays are told to end; what has arrived stays."""
+    PullStore(context.database).stop(pull.pull_id)
+    async for _ in carry_out(context, pull):
+        pass
+
+
 async def resume_all(context: FleetContext) -> None:
     """What a controller that begins to run does: goes on with what another one was killed at."""
     for pull in PullStore(context.database).running():

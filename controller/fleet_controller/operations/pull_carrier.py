@@ -19,6 +19,8 @@ from fleet_controller.domain.jobs import JobState
 from fleet_controller.domain.pulls import PlannedPull, PullState
 from fleet_controller.domain.steps import JobSpec, RelayStep, Step
 from fleet_controller.operations.context import FleetContext
+from fleet_controller.operations.pull_caches import PullCaches, dismiss, fetchers_again
+from fleet_controller.operations.pull_ending import PullEnding
 from fleet_controller.operations.pull_feeds import PullFeeds
 from fleet_controller.operations.pull_link import Heard, PullLink
 from fleet_controller.operations.pull_node import PullNode, labels_of
@@ -33,8 +35,9 @@ from fleet_controller.pulling.store import PullStore
 from fleet_inventory.hosts import Host
 
 TICK_SECONDS = 0.25
-# After all others are done: how long for hosts that are away, and may come back.
-CATCH_UP_SECONDS = 30.0
+# How often the database is asked whether the pull was stopped, and told that somebody is at it.
+STOPPED_EVERY_SECONDS = 0.5
+TOUCH_EVERY_SECONDS = 3600.0
 # Relays tell how far they are twice a second.
 WELL_SECONDS = 3.0
 STOP_SECONDS = 10.0
@@ -51,12 +54,15 @@ class PullCarrier:
         self._heard: asyncio.Queue[Heard] = asyncio.Queue()
         self._conductor: Conductor | None = None
         self._saved: ConductorState | None = None
-        self._finished_since: float | None = None
         self._taken_over = False
+        self._looked_at = 0.0
+        self._touched_at = time.monotonic()
         self._telling = PullTelling(pull, self._nodes)
         self._feeds = PullFeeds(pull, lambda name, message: self._telling.show(self._nodes[name], message))
         self._opening = PullOpening(pull, self._nodes, context.pool.identities, self._telling)
         self._sources = PullSources(pull, self._nodes, self._feeds)
+        self._caches = PullCaches(self._nodes, self._telling)
+        self._ending = PullEnding(self._nodes, self._caches, self._sources, self._telling)
 
     async def run(self) -> AsyncGenerator[HostEvent]:
         """Each host ends with one `done` event, told at once; "all" is told last."""
@@ -111,11 +117,11 @@ class PullCarrier:
             return
         self._conductor, self._saved, self._taken_over = Conductor(kept), kept, True
         self._telling.skip_reasons(len(kept.reasons))
-        members = {member.name for member in kept.members}
+        there = kept.topology.names if kept.topology is not None else tuple(kept.peers)
+        fetchers = fetchers_again(kept.members, there, kept.gone)
         for name, node in self._nodes.items():
-            node.fetcher = name if name in members else ""
-        if self._pull.source.served_folder:
-            self._conductor.state = self._sources.served_again(kept)
+            node.fetcher = fetchers.get(name, "")
+        self._sources.serve_again(self._conductor)
 
     def _job(self, host: Host, label: str, names: dict[str, str], listen_host: str) -> JobSpec:
         files, ports = self._pull.files, host.limits.ports
@@ -152,9 +158,16 @@ class PullCarrier:
 
     def _hear(self, heard: Heard) -> None:
         node = self._nodes[heard.name]
+        if heard.beginning != node.link.beginning:
+            return
         if heard.away is not None and node.away is None:
             self._telling.show(node, f"does not answer: {heard.away.message}")
+            node.away_since = time.monotonic()
         node.away = heard.away
+        if not node.fetches:  # its relay has nothing to do any more
+            node.ended = node.ended or heard.ended is not None
+            dismiss(node)
+            return
         if heard.document is not None:
             self._document(node, heard.document, heard.fresh)
         if heard.caught_up:
@@ -187,6 +200,8 @@ class PullCarrier:
             node.complete = False
         elif isinstance(event, messages.Ended):
             node.relay_ended = True
+        elif isinstance(event, messages.Progress):
+            node.serves = event.downstream
         node.tally.hear(event)
         if fresh:
             node.heard_at = time.monotonic()
@@ -227,20 +242,27 @@ class PullCarrier:
         cancelled = Problem(code="cancelled", message="its job was cancelled", remedy="repeat the command")
         early = Problem(code="relay-ended", message="its relay ended too early", remedy="repeat the command")
         node.problem = problem or (cancelled if state is JobState.CANCELLED else early)
-        self._telling.failed(node)
+        if self._caches.heir(node) is None:
+            self._caches.failed(node)
         self._observe(node, messages.Failed(code=node.problem.code, message=node.problem.message))
 
     # -- going on ---------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
+        if self._is_stopped():
+            remedy = "the same command goes on where it was"
+            self._ending.fail_all(Problem(code="stopped", message="stopped; what has arrived stays", remedy=remedy))
+            return
+        self._hand_over()
         if self._conductor is None:
             chosen = self._opening.ready()
             if chosen:
                 self._begin(chosen)
         else:
             self._feed_again(self._conductor)
+            self._opening.renew_credentials()
             self._late_ones()
-            self._judge_end(self._conductor)
+            self._carry(self._ending.judge(self._conductor))
         if self._conductor is None:
             return
         self._telling.reasons(self._conductor.state.reasons)
@@ -263,7 +285,7 @@ class PullCarrier:
         candidates = [node.candidate for node in chosen]
         named = next((node.name for node in chosen if node.host == self._pull.source.host), "")
         head = named or choose_head(candidates)
-        members = tuple(member_of(node.candidate, candidates) for node in self._nodes.values() if node.fetches)
+        members = tuple(member_of(node.candidate, candidates) for node in self._nodes.values())
         self._opening.feed_islands(chosen, self._feeds)
         sources, fallback = self._sources.by_host(head), self._sources.fallback()
         self._conductor = Conductor(ConductorState(members=members, head=head, sources=sources, fallback=fallback))
@@ -283,39 +305,25 @@ class PullCarrier:
     def _late_ones(self) -> None:
         """Hosts that came when the chain had begun."""
         for node in self._nodes.values():
-            if node.prepared and node.caught_up and node.open and not node.has_credentials and node.fetches:
+            is_new = node.prepared and node.caught_up and node.open and not node.has_credentials and node.fetches
+            if is_new and not self._caches.join(node):
                 self._opening.give_credentials(node)
 
-    def _judge_end(self, conductor: Conductor) -> None:
-        state = conductor.state
-        if state.topology is None and state.reasons:
-            self._fail_all(Problem(code="nobody-left", message=state.reasons[-2], remedy="repeat the command"))
-        elif state.stuck:
-            if self._sources.try_next(conductor):
-                self._carry(conductor.again())
-                return
-            remedy = "set HF_ENDPOINT to a hub that the hosts reach, or name a host that has it: --from host:NAME"
-            self._fail_all(Problem(code="source-failed", message=state.stuck, remedy=remedy))
-        elif state.finished:
-            self._all_there_are_done()
-        else:
-            self._finished_since = None
+    def _hand_over(self) -> None:
+        for lost in self._caches.hand_over():
+            why = "another host fetches into its cache"
+            self._observe(lost, messages.Failed(code="handed-over", message=why))
 
-    def _all_there_are_done(self) -> None:
-        self._finished_since = self._finished_since or time.monotonic()
-        lost = Problem(code="host-unreachable", message="it went away", remedy="repeat the command")
-        for node in self._nodes.values():
-            if not node.fetcher:
-                self._telling.done(node)
-            elif not node.told_done and time.monotonic() - self._finished_since > CATCH_UP_SECONDS:
-                node.problem = node.away or lost
-                self._telling.failed(node)
-
-    def _fail_all(self, problem: Problem) -> None:
-        for node in self._nodes.values():
-            if not node.told_done:
-                node.problem = node.problem or problem
-                self._telling.failed(node)
+    def _is_stopped(self) -> bool:
+        """Whether somebody asked for that."""
+        now = time.monotonic()
+        if now - self._looked_at < STOPPED_EVERY_SECONDS:
+            return False
+        self._looked_at = now
+        if now - self._touched_at > TOUCH_EVERY_SECONDS:
+            self._touched_at = now
+            self._store.touch(self._pull.pull_id)
+        return self._store.state(self._pull.pull_id) is PullState.STOPPED
 
     async def _close_down(self) -> None:
         """Relays end; what they brought stays."""
@@ -327,6 +335,7 @@ class PullCarrier:
             await self._hear_some()
         problem = next((node.problem for node in self._nodes.values() if node.problem is not None), None)
         state = PullState.FAILED if problem else PullState.DONE
+        state = PullState.STOPPED if self._store.state(self._pull.pull_id) is PullState.STOPPED else state
         self._store.end(self._pull.pull_id, state, problem.message if problem else "")
         rates = {node.host: node.tally.best_bytes_per_second for node in self._nodes.values()}
         self._store.save_links({host: rate for host, rate in rates.items() if rate})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.pulls import PlannedPull, PulledFiles, PullHost, PullPart, PullSource
@@ -13,18 +14,28 @@ from fleet_controller.fanout import merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import PlannedHost
 from fleet_controller.operations.problems import problem_of
-from fleet_controller.operations.pull import carry_out
+from fleet_controller.operations.pull import carry_out, stop
 from fleet_controller.pulling.store import PullStore
 
+LOOK_SECONDS = 0.5
 
-async def pull_shared_files(context: FleetContext, hosts: Sequence[PlannedHost]) -> AsyncGenerator[HostEvent]:
-    """Events of the pulls, none of them `done`. What fails here is fetched by the host's own job, and told there."""
+
+async def pull_shared_files(
+    context: FleetContext, hosts: Sequence[PlannedHost], unwanted: Callable[[], bool]
+) -> AsyncGenerator[HostEvent]:
+    """Events of the pulls, none of them `done`. What fails here is fetched by the host's own job, and told there.
+
+    Once `unwanted` says so the pulls are stopped: what has arrived stays, and the next ones go on from there.
+    """
     pulls = shared_pulls(hosts)
+    if not pulls or unwanted():
+        return
     store = PullStore(context.database)
     running = {pull.digest: pull for pull in store.running()}
     pulls = [running.get(pull.digest, pull) for pull in pulls]
     for pull in pulls:
         store.create(pull)
+    watch = asyncio.create_task(_stop_once(unwanted, store, pulls))
     try:
         async for event in merged(carry_out(context, pull) for pull in pulls):
             if not event.done:
@@ -36,6 +47,25 @@ async def pull_shared_files(context: FleetContext, hosts: Sequence[PlannedHost])
                 yield HostEvent(host=event.host, stage="pull", message=event.message)
     except Exception as error:
         yield HostEvent(host="all", stage="pull", message=f"not passed on: {problem_of(error).message}")
+    finally:
+        watch.cancel()
+
+
+async def _stop_once(unwanted: Callable[[], bool], store: PullStore, pulls: Sequence[PlannedPull]) -> None:
+    while True:
+        if unwanted():
+            break
+        await asyncio.sleep(LOOK_SECONDS)
+    for pull in pulls:
+        store.stop(pull.pull_id)
+
+
+async def stop_shared_pulls(context: FleetContext, hosts: Sequence[PlannedHost]) -> None:
+    """Those that a controller which died has left running for these hosts of a deploy: their relays end."""
+    digests = {pull.digest for pull in shared_pulls(hosts)}
+    for pull in PullStore(context.database).running():
+        if pull.digest in digests:
+            await stop(context, pull)
 
 
 def shared_pulls(hosts: Sequence[PlannedHost]) -> list[PlannedPull]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ from fleet_inventory.hosts import Host
 
 AWAY_PAUSE_SECONDS = 3.0
 STEER_PAUSE_SECONDS = 1.0
-# A pull lasts as long as it lasts; its certificates are good for a day.
+# Who is silent for that long is told to be away, and is listened for on and on.
+SILENT_SECONDS = 5.0
 PATIENCE_SECONDS = 24 * 3600.0
 
 Credentials = tuple[bytes, bytes, bytes]
@@ -33,9 +35,11 @@ class Heard:
     """Something about one host. `fresh`: it happened just now; else it is what its job told before we came.
 
     `caught_up` comes once, when all of that was told. `away`: the host does not answer, and is tried again.
+    `beginning` counts the jobs that were begun by this controller for this host.
     """
 
     name: str
+    beginning: int
     document: dict[str, Any] | None = None
     fresh: bool = True
     caught_up: bool = False
@@ -60,9 +64,20 @@ class PullLink:
         self._job_id: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._problem: Problem | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.beginning = 0
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._send())]
+        self._tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._send())]
+
+    def start_again(self) -> None:
+        """Another job; nothing more is heard of the former one, nor is it told what it was not told yet."""
+        for task in self._tasks:
+            task.cancel()
+        self.beginning += 1
+        self._orders = asyncio.Queue()
+        self._job_id = asyncio.get_running_loop().create_future()
+        self._problem = None
+        self.start()
 
     def order(self, document: str, credentials: Credentials | None = None) -> None:
         """Sent in turn, as soon as the host answers."""
@@ -83,14 +98,26 @@ class PullLink:
     async def _follow(self) -> None:
         try:
             boundary = await self._submitted()
-            async for event in self._context.pool.follow_job(
-                self.host, await self._job_id, patience_seconds=PATIENCE_SECONDS
-            ):
-                self._tell(event, event.sequence > boundary)
-                if event.sequence == boundary:
-                    self._hear(Heard(self.name, caught_up=True))
+            job_id, after, heard_at = await self._job_id, 0, time.monotonic()
+            while True:
+                try:
+                    async for event in self._context.pool.follow_job(
+                        self.host, job_id, after, patience_seconds=SILENT_SECONDS
+                    ):
+                        after, heard_at = event.sequence, time.monotonic()
+                        self._tell(event, event.sequence > boundary)
+                        if event.sequence == boundary:
+                            self._say(caught_up=True)
+                    return
+                except (HostUnreachable, NoAgent) as error:
+                    if time.monotonic() - heard_at > PATIENCE_SECONDS:
+                        raise
+                    self._say(away=error.problem)
         except Exception as error:
-            self._hear(Heard(self.name, ended=JobState.FAILED, problem=problem_of(error)))
+            self._say(ended=JobState.FAILED, problem=problem_of(error))
+
+    def _say(self, **what: Any) -> None:
+        self._hear(Heard(self.name, self.beginning, **what))
 
     async def _submitted(self) -> int:
         """The sequence of the last event that the job had when we came. A host that is away is tried again."""
@@ -100,7 +127,7 @@ class PullLink:
                 self._job_id.set_result(job_id)
                 return boundary
             except (HostUnreachable, NoAgent) as error:
-                self._hear(Heard(self.name, away=error.problem))
+                self._say(away=error.problem)
             await asyncio.sleep(AWAY_PAUSE_SECONDS)
 
     async def _submit(self) -> tuple[str, int]:
@@ -119,11 +146,11 @@ class PullLink:
 
     def _tell(self, event: JobEvent, fresh: bool) -> None:
         if event.document is not None:
-            self._hear(Heard(self.name, document=json.loads(event.document), fresh=fresh))
+            self._say(document=json.loads(event.document), fresh=fresh)
         if event.problem is not None:
             self._problem = event.problem
         if event.state is not None and event.state.final:
-            self._hear(Heard(self.name, ended=event.state, problem=self._problem))
+            self._say(ended=event.state, problem=self._problem)
 
     # -- ordering ---------------------------------------------------------------------------------------------
 

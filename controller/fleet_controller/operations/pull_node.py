@@ -15,8 +15,9 @@ from fleet_controller.pulling.tally import HostTally
 
 @dataclass
 class PullNode:
-    """`fetcher`: who fetches into the cache that they share, itself mostly; "" after this controller was away, for one
-    of the others. `ended`: its job will tell nothing more.
+    """`fetcher`: who fetches into the cache that they share, itself mostly; "" for nobody knows whom. `ended`: its job
+    will tell nothing more. `certified_at` is in Unix seconds, 0 where another controller gave its certificate; other
+    moments are monotonic seconds.
     """
 
     link: PullLink
@@ -33,9 +34,13 @@ class PullNode:
     problem: Problem | None = None
     fetcher: str = ""
     has_credentials: bool = False
+    certified_at: float = 0.0
     told_done: bool = False
+    dismissed: bool = False  # another host fetches into its cache, and its own relay was told to end
     shown_at: float = 0.0
     heard_at: float = -1e9
+    away_since: float = 0.0
+    serves: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -54,6 +59,18 @@ class PullNode:
     def open(self) -> bool:
         """Whether something may still come of it soon."""
         return self.problem is None and self.away is None and not self.ended
+
+    @property
+    def listens(self) -> bool:
+        """Whether its relay runs, as far as we know."""
+        return self.open and self.listening is not None and not self.relay_ended
+
+    def begin_again(self) -> None:
+        """It fetches now, by another job than the one that was told to end."""
+        self.prepared = self.relay_ended = self.complete = self.caught_up = self.ended = False
+        self.has_credentials = self.dismissed = False
+        self.listening = self.away = self.problem = None
+        self.link.start_again()
 
     @property
     def completion(self) -> messages.Complete:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from fleet_controller.distributing import messages
 from fleet_controller.distributing.messages import order_line
 from fleet_controller.domain.pulls import PlannedPull
+from fleet_controller.operations.pull_caches import dismiss
 from fleet_controller.operations.pull_feeds import PullFeeds
 from fleet_controller.operations.pull_node import PullNode
 from fleet_controller.operations.pull_telling import PullTelling
-from fleet_controller.pki.keeper import IdentityKeeper
+from fleet_controller.pki.keeper import PULL_DAYS, IdentityKeeper
 from fleet_controller.pulling.beginning import cannot_dial, fetchers
 
 # How long the chain's beginning waits for hosts that are slow to answer; who comes later hangs on the tail.
@@ -69,7 +70,7 @@ class PullOpening:
                 node.fetcher = fetcher_of[node.name]
         for node in there:
             if not node.fetches:
-                node.link.order(order_line(messages.Stop()))
+                dismiss(node)
                 node.ended = True
                 self._telling.show(node, f"shares its cache with {self._nodes[node.fetcher].host}, which fetches")
         return [node for node in there if node.fetches]
@@ -77,7 +78,14 @@ class PullOpening:
     def give_credentials(self, node: PullNode) -> None:
         signed = self._identities.sign_pull(node.name)
         node.link.order("", (signed.authority_pem, signed.certificate_pem, signed.key_pem))
-        node.has_credentials = True
+        node.has_credentials, node.certified_at = True, time.time()
+
+    def renew_credentials(self) -> None:
+        """Those whose certificate is half spent get another one: links that are up stay, new ones begin with it."""
+        spent = time.time() - PULL_DAYS * 24 * 3600 / 2
+        for node in self._nodes.values():
+            if node.has_credentials and node.listens and node.fetches and node.certified_at < spent:
+                self.give_credentials(node)
 
     def _ask_whom_they_reach(self, chosen: Sequence[PullNode]) -> None:
         self._probed, self._since = True, time.monotonic()

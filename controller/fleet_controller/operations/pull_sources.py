@@ -51,6 +51,11 @@ class PullSources:
         update = {"sources": self.by_host(head), "failed_sources": {}, "sequence": state.sequence + 1}
         return state.model_copy(update=update)
 
+    def serve_again(self, conductor: Conductor) -> None:
+        """Where the folder is one of this machine; every other source is there as before."""
+        if self._source.served_folder:
+            conductor.state = self.served_again(conductor.state)
+
     def try_next(self, conductor: Conductor) -> bool:
         """Another source in place of one that no host gets on with; False where there is none.
 

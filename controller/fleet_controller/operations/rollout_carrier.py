@@ -48,7 +48,8 @@ class Carrier:
         try:
             async for event in self._pull_first():
                 yield event
-            self._prepare_others()
+            if not self._is_to_end():
+                self._prepare_others()
             while True:
                 end = self._advance()
                 if end is not None:
@@ -89,10 +90,17 @@ class Carrier:
             yield self.events.get_nowait()
 
     async def _pull_first(self) -> AsyncGenerator[HostEvent]:
-        """Model files that several hosts lack come from the hub once: that changes nothing that runs."""
+        """Model files that several hosts lack come from the hub once: that changes nothing that runs.
+
+        A pause or an abort ends it there; a resumed rollout goes on with what has arrived.
+        """
         planned = [self._planned(host.host) for host in self.rollout.of(HostPhase.WAITING)]
-        async for event in pull_shared_files(self.context, [item for item in planned if item is not None]):
+        found = [item for item in planned if item is not None]
+        async for event in pull_shared_files(self.context, found, self._is_to_end):
             yield event
+
+    def _is_to_end(self) -> bool:
+        return self.store.wanted(self.rollout.number) is not None
 
     def _prepare_others(self) -> None:
         """Installs and downloads of later waves go on while the canaries are proven: they change nothing that runs."""

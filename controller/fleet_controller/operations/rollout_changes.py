@@ -14,6 +14,7 @@ from fleet_controller.fanout import merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import StoredPlan
 from fleet_controller.operations.problems import OperationError, problem_of
+from fleet_controller.operations.pull_deploy import stop_shared_pulls
 from fleet_controller.operations.restoring import demand_ours, restore
 from fleet_controller.operations.rollout_carrier import POLL_SECONDS, key_of
 from fleet_controller.operations.rollout_views import in_words, unknown
@@ -50,7 +51,7 @@ async def change(context: FleetContext, action: RolloutAction, number: int | Non
     store = RolloutStore(context.database)
     rollout = _chosen(store, action, number)
     if action in _WISHES:
-        async for event in _ask(store, rollout, _WISHES[action]):
+        async for event in _ask(context, rollout, _WISHES[action]):
             yield event
     elif action is RolloutAction.UNDO:
         _demand_undoable(context, store, rollout)
@@ -85,9 +86,9 @@ def _chosen(store: RolloutStore, action: RolloutAction, number: int | None) -> R
     return rollout
 
 
-async def _ask(store: RolloutStore, rollout: Rollout, wish: RolloutState) -> AsyncGenerator[HostEvent]:
+async def _ask(context: FleetContext, rollout: Rollout, wish: RolloutState) -> AsyncGenerator[HostEvent]:
     """Told to whoever carries it out, who lets the hosts under way end; nobody does: it is so at once."""
-    number = rollout.number
+    store, number = RolloutStore(context.database), rollout.number
     said = False
     while store.is_carried_out(number):
         store.ask(number, wish)  # again each time: whoever has just begun clears what was asked before
@@ -103,6 +104,7 @@ async def _ask(store: RolloutStore, rollout: Rollout, wish: RolloutState) -> Asy
         now = store.get(number)
         if ours and now is not None and now.state in _FITS[RolloutAction.ABORT] and now.state is not wish:
             store.set_state(number, wish, "as asked for")
+            await stop_shared_pulls(context, StoredPlan.model_validate_json(store.plan(number)).hosts)
     now = store.get(number)
     assert now is not None
     message = f"{now.state.value}: {now.summary()}"

@@ -16,8 +16,8 @@ from fleet_controller.domain.pulls import PlannedPull, PullState
 from fleet_controller.settings import private_folder
 from fleet_controller.state import StateDatabase
 
-# A pull whose controller died is taken up by the next one; its certificates are good for a day.
-RESUMED_FOR_MS = 24 * 3600 * 1000
+# A pull whose controller died that long ago at most is taken up by the next one, and its relays get new certificates.
+RESUMED_FOR_MS = 7 * 24 * 3600 * 1000
 
 
 class PullStore:
@@ -61,6 +61,19 @@ class PullStore:
                 (state.model_dump_json(), _now_ms(), pull_id),
             )
 
+    def touch(self, pull_id: str) -> None:
+        """Somebody is at it."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE pulls SET updated_unix_ms = ? WHERE pull_id = ?", (_now_ms(), pull_id))
+
+    def stop(self, pull_id: str) -> None:
+        """Tells whoever carries it out to end it."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE pulls SET state = ?, reason = '', updated_unix_ms = ? WHERE pull_id = ? AND state = ?",
+                (PullState.STOPPED.value, _now_ms(), pull_id, PullState.RUNNING.value),
+            )
+
     def end(self, pull_id: str, state: PullState, reason: str = "") -> None:
         with self._database.transaction() as connection:
             connection.execute(
@@ -71,7 +84,7 @@ class PullStore:
     def running(self) -> tuple[PlannedPull, ...]:
         """Those that nobody ended and that can be gone on with, the newest first."""
         rows = self._database.connection.execute(
-            "SELECT body FROM pulls WHERE state = ? AND created_unix_ms > ? ORDER BY created_unix_ms DESC",
+            "SELECT body FROM pulls WHERE state = ? AND updated_unix_ms > ? ORDER BY created_unix_ms DESC",
             (PullState.RUNNING.value, _now_ms() - RESUMED_FOR_MS),
         )
         return tuple(PlannedPull.model_validate_json(body) for (body,) in rows)
