@@ -4,7 +4,9 @@ A command says "ready", waits for a line, works, and says "done" once its host h
 """
 
 import contextlib
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import threading
@@ -32,15 +34,25 @@ def racers(commands: Sequence[Sequence[str]]) -> Iterator[list[Process]]:
     processes: list[Process] = []
     try:
         for command in commands:
-            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+            processes.append(process)
         for process in processes:
             expect(process, "ready")
         yield processes
     finally:
-        for process in processes:
-            process.kill()
+        kill(processes)
         for process in processes:
             process.communicate()
+
+
+def kill(processes: Sequence[Process]) -> None:
+    """With all that they started: what a shell runs has the shell's process group."""
+    for process in processes:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -92,12 +104,7 @@ def race(
     Servers are ended at the end, so that what they used of the CPU is counted, too; the hub's is not.
     """
     limit = max(LIMIT_SECONDS, load.ideal_seconds * LIMIT_FACTOR)
-
-    def give_up() -> None:
-        for process in processes:
-            process.kill()
-
-    watch = threading.Timer(limit, give_up)
+    watch = threading.Timer(limit, kill, [processes])
     watch.start()
     try:
         before = cpu_of_ended_children() + cpu_of([*processes, *servers])
