@@ -28,7 +28,7 @@ from fleet_controller.operations.pull_opening import PullOpening
 from fleet_controller.operations.pull_sources import PullSources
 from fleet_controller.operations.pull_telling import PullTelling
 from fleet_controller.pki.names import pull_name
-from fleet_controller.pulling.beginning import Candidate, choose_head, member_of, prepared
+from fleet_controller.pulling.beginning import Candidate, choose_head, member_of, prepared, worth_remembering
 from fleet_controller.pulling.pieces import piece_bytes_for
 from fleet_controller.pulling.places import dial_addresses, listen_address
 from fleet_controller.pulling.store import PullStore
@@ -338,5 +338,5 @@ class PullCarrier:
         state = PullState.STOPPED if self._store.state(self._pull.pull_id) is PullState.STOPPED else state
         self._store.end(self._pull.pull_id, state, problem.message if problem else "")
         rates = {node.host: node.tally.best_bytes_per_second for node in self._nodes.values()}
-        self._store.save_links({host: rate for host, rate in rates.items() if rate})
+        self._store.save_links(worth_remembering(rates, limited=self._pull.rate_bytes_per_second > 0))
         self._telling.summary()

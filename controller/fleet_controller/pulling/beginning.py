@@ -15,6 +15,10 @@ from fleet_controller.domain.base import Frozen
 WIFI_LABELS = (("network", "wifi"), ("link", "wifi"))
 # A host that got so little in an earlier pull is slow, whatever its link says: in bytes a second.
 SLOW_BYTES_PER_SECOND = 4e6
+# Where even the fastest host of a pull got less than that, it was the source that was slow.
+TELLING_BYTES_PER_SECOND = 2 * SLOW_BYTES_PER_SECOND
+# Who lacks more than another by less than this share of it all is not the worse head for that.
+ALIKE_SHARE = 0.01
 
 
 class Candidate(Frozen):
@@ -54,15 +58,31 @@ def fetchers(candidates: Sequence[Candidate], head: str = "") -> dict[str, str]:
 
 
 def choose_head(candidates: Sequence[Candidate]) -> str:
-    """Who has all of it already; else who can be dialled and has the fastest link; else the one with most of it."""
+    """Who has all of it already; else who can be dialled and has most of it, which the hub need not send once more;
+    else who has the fastest link.
+    """
+    tail = {one.name for one in candidates if member_of(one, candidates).belongs_on_the_tail}
+    most = max(one.missing_bytes or 0 for one in candidates)
+    missing = {one.name: most if one.missing_bytes is None else one.missing_bytes for one in candidates}
+    least = min((missing[one.name] for one in candidates if one.name not in tail), default=0)
 
-    def rank(one: Candidate) -> tuple[bool, bool, float, int]:
-        member = member_of(one, candidates)
-        has_all = one.missing_bytes == 0
+    def rank(one: Candidate) -> tuple[bool, bool, bool, float, int]:
+        lacks_more = missing[one.name] - least > ALIKE_SHARE * most
         link = one.link_bytes_per_second or one.seen_bytes_per_second or 0.0
-        return not has_all, member.belongs_on_the_tail, -link, one.missing_bytes or 0
+        return one.missing_bytes != 0, one.name in tail, lacks_more, -link, missing[one.name]
 
     return min(candidates, key=rank).name
+
+
+def worth_remembering(best_bytes_per_second: Mapping[str, float], limited: bool) -> dict[str, float]:
+    """host -> the best rate at which it received, as far as that says something of the host's own link.
+
+    limited: a rate limit was set, so that it says nothing.
+    """
+    fastest = max(best_bytes_per_second.values(), default=0.0)
+    if limited or fastest < TELLING_BYTES_PER_SECOND:
+        return {}
+    return {host: rate for host, rate in best_bytes_per_second.items() if rate}
 
 
 def member_of(one: Candidate, all_of_them: Sequence[Candidate]) -> Member:

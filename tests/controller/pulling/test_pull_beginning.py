@@ -14,6 +14,7 @@ from fleet_controller.pulling.beginning import (
     member_of,
     prepared,
     subnet_of,
+    worth_remembering,
 )
 
 
@@ -37,6 +38,27 @@ def test_the_fastest_link_heads_the_chain_but_never_wifi() -> None:
 
 def test_among_equals_the_one_that_lacks_least() -> None:
     assert choose_head([host("a", missing_bytes=50), host("b", missing_bytes=10)]) == "b"
+
+
+def test_who_has_most_of_it_already_heads_the_chain_rather_than_the_fastest() -> None:
+    """After a pull that was cut off, or a download of one host alone: the hub need not send that once more."""
+    hosts = [
+        host("fast", link_bytes_per_second=1.25e9, missing_bytes=1000),
+        host("has", link_bytes_per_second=1.25e8, missing_bytes=200),
+        host("air", wifi=True, missing_bytes=100),
+    ]
+    assert choose_head(hosts) == "has"
+    alike = [hosts[0].model_copy(update={"missing_bytes": 209}), hosts[1].model_copy(update={"missing_bytes": 200})]
+    assert choose_head([*alike, host("new", missing_bytes=1000)]) == "fast"
+    assert choose_head([hosts[0], hosts[1].model_copy(update={"missing_bytes": None})]) == "fast"
+
+
+def test_rates_say_nothing_of_hosts_where_a_limit_or_the_source_held_them_up() -> None:
+    rates = {"a": 60e6, "b": 1e6, "c": 0.0}
+    assert worth_remembering(rates, limited=False) == {"a": 60e6, "b": 1e6}
+    assert worth_remembering(rates, limited=True) == {}
+    assert worth_remembering({"a": 3e6, "b": 2.9e6}, limited=False) == {}
+    assert worth_remembering({}, limited=False) == {}
 
 
 def test_what_a_host_tells_is_taken_over() -> None:
