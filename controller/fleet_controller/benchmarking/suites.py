@@ -11,6 +11,8 @@ from fleet_controller.domain.base import Frozen
 
 SHIPPED = Path(__file__).parent / "suites"
 ENGINE = "engine"
+# What a decision measures; energy needs generations that last, since a device tells its power once a second.
+DECIDE_SUITE, ENERGY_SUITE = "decide", "energy"
 CLIENTS = (ENGINE, "llama-bench", "mlx_lm.benchmark", "llama-benchy", "vllm-bench", "sglang-bench")
 
 Tokens = Annotated[int, Field(ge=0)]

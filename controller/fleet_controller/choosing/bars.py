@@ -1,4 +1,6 @@
-"""Whether the error bars of two figures overlap, on the level of comparability that the two have. Pure."""
+"""What the error bars of two figures say of the two, on the level of comparability that they have. Pure."""
+
+from enum import StrEnum
 
 from fleet_controller.choosing.options import Certainty, Goal, Option, Standing
 from fleet_controller.results.comparability import NEAR_WIDENING
@@ -8,12 +10,36 @@ _MEASURED = (Certainty.MEASURED, Certainty.CHIP, Certainty.NEAR)
 _AS_READ = (Certainty.MEASURED, Certainty.CHIP)
 
 
-def bars_overlap(one: Option, other: Option, goal: Goal) -> bool:
-    """Whether the intervals of two options that have figures overlap."""
+class Relation(StrEnum):
+    """How two options stand for a goal: one is faster, neither is by much, or the bars are too wide to say."""
+
+    APART = "apart"
+    TIE = "a tie"
+    UNCLEAR = "too noisy to tell"
+
+
+# The most that one figure of a tie lies above the other, as a factor. Where more lies between, bars that overlap hide a
+# difference. On equal terms: runs of one bench on a quiet device differ by up to 2 %, so 5 % were disturbed. Else what
+# two tools make of one file.
+MOST_LOSS_ON_EQUAL_TERMS = 1.05
+MOST_LOSS_OF_A_TIE = 1 + NEAR_WIDENING
+
+
+def by_bars(one: Option, other: Option, goal: Goal) -> Relation:
+    """Of two options that have figures."""
     first, second = one.standing(goal), other.standing(goal)
     assert first is not None and second is not None
     (low, high), (other_low, other_high) = _bars(first, second)
-    return low <= other_high and other_low <= high
+    if low > other_high or other_low > high:
+        return Relation.APART
+    slower, faster = sorted((first.value, second.value))
+    most = MOST_LOSS_ON_EQUAL_TERMS if _is_alike(first, second) else MOST_LOSS_OF_A_TIE
+    return Relation.TIE if faster <= most * slower else Relation.UNCLEAR
+
+
+def is_wide(standing: Standing) -> bool:
+    """Whether its own bar is wider than what a tie may hide: measuring again makes it narrower."""
+    return standing.high > MOST_LOSS_ON_EQUAL_TERMS * standing.low
 
 
 def weaker_level(first: Standing, second: Standing) -> str:

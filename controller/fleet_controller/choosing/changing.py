@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from fleet_controller.choosing import reasons
-from fleet_controller.choosing.bars import bars_overlap
+from fleet_controller.choosing.bars import Relation, by_bars, is_wide
 from fleet_controller.choosing.comparing import ahead_by
-from fleet_controller.choosing.options import Certainty, Goal, Option
+from fleet_controller.choosing.options import Certainty, Goal, Option, Standing
 from fleet_controller.choosing.ranking import Tie, standing_of
 from fleet_controller.domain.plan import FitVerdict
 
@@ -16,8 +16,21 @@ def rivals(ordered: Sequence[Option], goal: Goal, tie: Tie) -> list[Option]:
         return []
     first = ordered[0]
     reaching = [option for option in ordered[1:] if _may_win(option, first, goal, tie)]
-    unsure = (Certainty.NEAR, Certainty.PREDICTED, Certainty.UNKNOWN)
-    return [one for one in (first, *reaching) if reaching and standing_of(one, goal).certainty in unsure]
+    unclear = [option for option in reaching if _is_unclear(option, first, goal, tie)]
+    noisy = (first, *unclear) if unclear else ()
+    return [one for one in (first, *reaching) if reaching and _is_unsure(standing_of(one, goal), one in noisy)]
+
+
+def _is_unclear(option: Option, first: Option, goal: Goal, tie: Tie) -> bool:
+    known = standing_of(option, goal).is_known and standing_of(first, goal).is_known
+    return known and tie(first, option) is Relation.UNCLEAR
+
+
+def _is_unsure(standing: Standing, is_noisy: bool) -> bool:
+    """What was measured is measured again where nobody can tell it from another, and its own bar is why."""
+    if standing.certainty in (Certainty.MEASURED, Certainty.CHIP):
+        return is_noisy and is_wide(standing)
+    return True
 
 
 def _may_win(option: Option, first: Option, goal: Goal, tie: Tie) -> bool:
@@ -30,7 +43,7 @@ def _may_win(option: Option, first: Option, goal: Goal, tie: Tie) -> bool:
     if not (one.is_known and other.is_known):
         return True
     if one.certainty is other.certainty is Certainty.PREDICTED:
-        return one.value > other.value or tie(first, option)
+        return one.value > other.value or tie(first, option) is Relation.TIE
     return one.high > other.low
 
 
@@ -55,7 +68,7 @@ def _option_changes(option: Option, first: Option, goal: Goal) -> Iterator[str]:
     one, other = standing_of(option, goal), standing_of(first, goal)
     faster = option.fit is first.fit and one.value > other.value > 0
     if option.on_request:
-        if faster and not option.held_back and not bars_overlap(option, first, goal):
+        if faster and not option.held_back and by_bars(option, first, goal) is Relation.APART:
             more = ahead_by(option, first, goal)
             yield f"--backend {option.backend}: {option.name} is {more} ahead, {one.certainty.value}"
         return

@@ -1,8 +1,8 @@
 """One option against another, in words."""
 
 from fleet_controller.choosing import reasons
-from fleet_controller.choosing.bars import weaker_level
-from fleet_controller.choosing.options import Goal, Option
+from fleet_controller.choosing.bars import Relation, weaker_level
+from fleet_controller.choosing.options import Certainty, Goal, Option
 from fleet_controller.choosing.ranking import Order, is_below, preference, standing_of, tier_of
 from fleet_controller.domain.plan import FitVerdict
 
@@ -18,15 +18,16 @@ def comparison(place: int, option: Option, order: Order, goal: Goal) -> str:
         below = f"taken since {second.name} lies below its bar"
         differing = below if is_below(second, option, goal) else _first_difference(option, second, order, goal)
         return f"a tie with {second.name}{_weakly(option, second, goal)}, {differing}"
-    return _apart(option, second, goal) if tier_of(option, goal) == tier_of(second, goal) else ""
+    return _apart(option, second, order, goal) if tier_of(option, goal) == tier_of(second, goal) else ""
 
 
-def _apart(option: Option, second: Option, goal: Goal) -> str:
+def _apart(option: Option, second: Option, order: Order, goal: Goal) -> str:
     if not standing_of(option, goal).is_known:
         return f"before {second.name} in fleet's own order: no figure speaks for either"
     if option.offload_bytes != second.offload_bytes:
         return f"less of it lies on the CPU than of {second.name}"
-    return f"{ahead_by(option, second, goal)} ahead of {second.name}{_weakly(option, second, goal)}"
+    ahead = f"{ahead_by(option, second, goal)} ahead of {second.name}"
+    return f"{ahead}{_weakly(option, second, goal)}{_noisy(second, order, goal)}"
 
 
 def _behind(option: Option, order: Order, goal: Goal) -> str:
@@ -47,7 +48,18 @@ def _behind(option: Option, order: Order, goal: Goal) -> str:
     if standing_of(option, goal).value > standing_of(first, goal).value:
         fastest = order.fastest or first
         return f"{_less(option, fastest, goal)} behind {fastest.name}, with which the first is a tie"
-    return f"{_less(option, first, goal)} behind {first.name}{_weakly(option, first, goal)}"
+    return (
+        f"{_less(option, first, goal)} behind {first.name}{_weakly(option, first, goal)}{_noisy(option, order, goal)}"
+    )
+
+
+def _noisy(option: Option, order: Order, goal: Goal) -> str:
+    """Where bars overlap so far that the figures alone do not say which is faster."""
+    if option.name not in order.unclear:
+        return ""
+    pair = (option, order.fastest or option)
+    guessed = any(standing_of(one, goal).certainty is Certainty.PREDICTED for one in pair)
+    return f", but {Relation.UNCLEAR.value}: measure {'both' if guessed else 'again'}"
 
 
 def _less(slower: Option, faster: Option, goal: Goal) -> str:

@@ -1,14 +1,14 @@
 """Which option wins on one machine, and why: fit, then a floor on quality, then speed. Pure and deterministic.
 
-Error bars that overlap are a tie and are called one. What is taken on request only, what lies partly on the CPU, what
-is held back and what nobody knows a figure of go behind (ranking.py).
+Figures whose bars overlap are a tie where little lies between them, and else too noisy to tell. What is taken on
+request only, what lies partly on the CPU, what is held back and what nobody knows a figure of go behind (ranking.py).
 """
 
 from collections.abc import Iterable
 from enum import StrEnum
 
 from fleet_controller.choosing import reasons
-from fleet_controller.choosing.bars import bars_overlap
+from fleet_controller.choosing.bars import by_bars
 from fleet_controller.choosing.changing import rivals, would_change
 from fleet_controller.choosing.comparing import comparison
 from fleet_controller.choosing.options import Goal, Option, Standing
@@ -68,7 +68,7 @@ class Decision(Frozen):
 def decide(
     options: Iterable[Option], goal: Goal = Goal.DECODE, quality_floor: float | None = None, tie: Tie | None = None
 ) -> Decision:
-    """Rank what fits and is good enough. `tie` says when two options are one for the goal (default: bars overlap).
+    """Rank what fits and is good enough. `tie` says how two options stand for the goal (default: by their bars).
 
     Raises ValueError where two options have one name.
     """
@@ -79,7 +79,7 @@ def decide(
     ruled_out = [found for option in candidates if (found := _rule_out(option, quality_floor)) is not None]
     gone = {item.option.name for item in ruled_out}
     left = [option for option in candidates if option.name not in gone]
-    tie = tie or (lambda one, other: bars_overlap(one, other, goal))
+    tie = tie or (lambda one, other: by_bars(one, other, goal))
     order = in_order(left, goal, tie)
     measurable = rivals(order.options, goal, tie)
     pareto, by = pareto_set(order.options, goal)

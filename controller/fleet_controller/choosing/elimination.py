@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 
+from fleet_controller.choosing.bars import MOST_LOSS_ON_EQUAL_TERMS
 from fleet_controller.domain.base import Frozen
 
 # Figures within 2 % are one: llama-bench's own deviation is 0.1 to 2 % on devices that nothing else uses.
@@ -54,6 +55,7 @@ class Why(StrEnum):
 
     SETTLED = "settled"
     TIE = "tie"
+    NOISY = "noisy"
     BUDGET = "budget"
     UNMEASURABLE = "unmeasurable"
     NOTHING = "nothing"
@@ -112,8 +114,7 @@ def next_run(
     possible = [candidate for candidate in left if candidate.cost_seconds is not None]
     if not possible:
         if all(candidate.runs for candidate in left):
-            text = f"bars still overlap after {max(c.runs for c in left)} runs: {', '.join(leaders)}"
-            return Stop(why=Why.TIE, leaders=leaders, text=text)
+            return _spent(left, leaders)
         unmeasured = ", ".join(candidate.name for candidate in left if not candidate.runs)
         return Stop(why=Why.UNMEASURABLE, leaders=leaders, text=f"cannot be measured, and might win: {unmeasured}")
     affordable = [candidate for candidate in possible if _within(candidate, budget_seconds)]
@@ -152,6 +153,15 @@ def _is_tie(left: Sequence[Candidate]) -> bool:
     if not all(candidate.runs and candidate.known for candidate in left):
         return False
     return max(candidate.high for candidate in left) <= (1 + NOISE) * min(candidate.low for candidate in left)
+
+
+def _spent(left: Sequence[Candidate], leaders: tuple[str, ...]) -> Stop:
+    """All are measured as often as they may be, and their bars overlap."""
+    bars = ", ".join(f"{one.name} {one.low:.4g} to {one.high:.4g}" for one in left)
+    runs = max(one.runs for one in left)
+    if max(one.value for one in left) <= MOST_LOSS_ON_EQUAL_TERMS * min(one.value for one in left):
+        return Stop(why=Why.TIE, leaders=leaders, text=f"a tie after {runs} runs: {bars}")
+    return Stop(why=Why.NOISY, leaders=leaders, text=f"too noisy to tell after {runs} runs: {bars}")
 
 
 def _settled(winner: Candidate, count: int) -> str:

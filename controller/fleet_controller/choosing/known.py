@@ -88,7 +88,7 @@ def measured(wanted: Wanted, rows: Sequence[Result]) -> Figure | None:
     if not graded:
         return None
     certainty, row = min(graded, key=lambda item: _order(wanted, *item))
-    return _figure(wanted, row, certainty)
+    return figure_of(wanted, row, certainty)
 
 
 def _says_something(wanted: Wanted, row: Result) -> bool:
@@ -167,7 +167,8 @@ def _order(wanted: Wanted, certainty: Certainty, row: Result) -> tuple[object, .
     )
 
 
-def _figure(wanted: Wanted, row: Result, certainty: Certainty) -> Figure:
+def figure_of(wanted: Wanted, row: Result, certainty: Certainty) -> Figure:
+    """A row that has a mean as a figure, as sure as `certainty` says."""
     assert row.mean is not None
     bar = error_bar(row) or (row.mean, row.mean)
     shown = error_bar(row, Level.NEAR) if certainty is Certainty.NEAR else bar

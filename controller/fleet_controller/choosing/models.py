@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from fleet_controller.choosing.bars import bars_overlap, weaker_level
+from fleet_controller.choosing.bars import Relation, weaker_level
 from fleet_controller.choosing.decision import Decision, Ranked
 from fleet_controller.choosing.known import SpeedSource
 from fleet_controller.choosing.options import Goal, amount, digits_of
-from fleet_controller.choosing.ties import Cells, faster_by, is_predicted
+from fleet_controller.choosing.ties import Cells, relation
 from fleet_controller.domain.plan import FitVerdict
 
 
@@ -33,25 +33,13 @@ def compare_models(
             model,
             ranked,
             goal,
-            _is_tie(first, ranked, goal, cells.get(fastest), cells.get(model), speed),
+            relation(first.option, ranked.option, goal, cells.get(fastest), cells.get(model), speed),
         )
         for model, ranked in known[1:]
     ]
 
 
-def _is_tie(
-    first: Ranked, other: Ranked, goal: Goal, cells: Cells | None, others: Cells | None, speed: SpeedSource
-) -> bool:
-    """Two predictions for one machine as a ratio, since they are off by much the same; all else by error bars."""
-    predicted = is_predicted(first.option, goal) and is_predicted(other.option, goal)
-    ratio = faster_by(speed(), cells, others, goal) if predicted and cells and others else None
-    if ratio is None:
-        return bars_overlap(first.option, other.option, goal)
-    low, high = ratio
-    return low <= 1 <= high
-
-
-def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal, is_tie: bool) -> str:
+def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal, stand: Relation) -> str:
     level = weaker_level(first.standing, other.standing)
     certainties = " and ".join(dict.fromkeys((first.standing.certainty.value, other.standing.certainty.value)))
     values = [amount(one.standing.value, digits_of(one.standing.certainty)) for one in (first, other)]
@@ -59,9 +47,10 @@ def _against(fastest: str, first: Ranked, model: str, other: Ranked, goal: Goal,
     figures += f"; {level}" if level else ""
     names = f"{fastest} ({first.option.name})", f"{model} ({other.option.name})"
     part = ", which lies partly on the CPU" if other.option.fit is FitVerdict.FITS_WITH_OFFLOAD else ""
-    if is_tie:
+    if stand is Relation.TIE:
         return f"{names[0]} and {names[1]}{part} are a tie for {goal.value} ({figures})"
     times = first.standing.value / other.standing.value
+    figures += f"; {stand.value}: measure again" if stand is Relation.UNCLEAR else ""
     if times < 1:
         return f"{names[0]} before {names[1]}{part} for {goal.value} ({figures})"
     return f"{names[0]} is {times:.2f} times as fast for {goal.value} as {names[1]}{part} ({figures})"

@@ -19,6 +19,10 @@ class Goal(StrEnum):
     ENERGY = "energy"
 
 
+# What several requests share, and what a device draws, follows from nothing that is known of a model.
+NEVER_PREDICTED = frozenset({Goal.THROUGHPUT, Goal.ENERGY})
+
+
 class Certainty(StrEnum):
     """From the surest: this very cell here; the same on another machine with this chip; the same at a near depth, of
     another version or through another client; a prediction; nothing at all.

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from fleet_controller.choosing.options import Goal, Option
 from fleet_controller.choosing.ranking import standing_of
 
+# What stands in the place of quality where not all were scored.
+BITS = "bits a weight"
+
 
 def pareto_set(options: Sequence[Option], goal: Goal) -> tuple[tuple[str, ...], str]:
     """What nothing beats in both; by measured quality where all have it, else by bits a weight in its stead.
@@ -29,5 +32,5 @@ def pareto_set(options: Sequence[Option], goal: Goal) -> tuple[tuple[str, ...], 
     for option in by_speed:
         if not front or goodness(option) > goodness(front[-1]):
             front.append(option)
-    name = next((option.quality.name for option in comparable if measured and option.quality), "bits a weight")
+    name = next((option.quality.name for option in comparable if measured and option.quality), BITS)
     return tuple(option.name for option in front), name

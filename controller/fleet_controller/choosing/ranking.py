@@ -8,28 +8,34 @@ order that fleet has without any figure.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fleet_controller.choosing.options import Certainty, Goal, Option, Standing
+from fleet_controller.choosing.bars import Relation
+from fleet_controller.choosing.options import NEVER_PREDICTED, Certainty, Goal, Option, Standing
 from fleet_controller.domain.plan import FitVerdict
 
-# Whether two options are a tie in the goal.
-Tie = Callable[[Option, Option], bool]
+# How two options stand in the goal.
+Tie = Callable[[Option, Option], Relation]
 _CERTAINTIES = list(Certainty)
 _FITS_ORDER = (FitVerdict.FITS, FitVerdict.FITS_WITH_OFFLOAD, FitVerdict.UNSPECIFIED)
 
 
 class Order(NamedTuple):
-    """All options, the chosen one first; `tied` are the names of those that tie with the fastest (it included)."""
+    """All options, the chosen one first; `tied` are the names of those that tie with the fastest (it included).
+
+    `unclear` are those that may be as fast as the fastest: bars are too wide to tell.
+    """
 
     options: tuple[Option, ...]
     tied: frozenset[str] = frozenset()
+    unclear: frozenset[str] = frozenset()
     fastest: Option | None = None
     by_quality: bool = False
 
 
 def standing_of(option: Option, goal: Goal) -> Standing:
     """How an option does in a goal; a standing of its own where nobody knows."""
+    why = ": it is measured, never predicted" if goal in NEVER_PREDICTED else ""
     return option.standing(goal) or Standing(
-        value=0.0, low=0.0, high=0.0, certainty=Certainty.UNKNOWN, unit="", text=f"no figure for {goal.value}"
+        value=0.0, low=0.0, high=0.0, certainty=Certainty.UNKNOWN, unit="", text=f"no figure for {goal.value}{why}"
     )
 
 
@@ -54,12 +60,15 @@ def in_order(options: Sequence[Option], goal: Goal, tie: Tie) -> Order:
     by_value = sorted(options, key=lambda option: (tier_of(option, goal), *_by_speed(option, goal)))
     fastest = by_value[0]
     tier = tier_of(fastest, goal)
-    tied = [option for option in by_value if tier_of(option, goal) == tier and _ties(option, fastest, goal, tie)]
+    equals = [option for option in by_value if tier_of(option, goal) == tier]
+    stand = {option.name: _relation(option, fastest, goal, tie) for option in equals}
+    tied = [option for option in equals if stand[option.name] is Relation.TIE]
     scored = all(option.quality is not None for option in tied)
     tied.sort(key=lambda option: (is_below(option, fastest, goal), *preference(option, goal, scored)))
     names = frozenset(option.name for option in tied)
     rest = (option for option in by_value if option.name not in names)
-    return Order((*tied, *rest), names, fastest, scored)
+    unclear = frozenset(name for name, relation in stand.items() if relation is Relation.UNCLEAR)
+    return Order((*tied, *rest), names, unclear, fastest, scored)
 
 
 def is_below(option: Option, fastest: Option, goal: Goal) -> bool:
@@ -67,11 +76,11 @@ def is_below(option: Option, fastest: Option, goal: Goal) -> bool:
     return option is not fastest and standing_of(option, goal).value < standing_of(fastest, goal).low
 
 
-def _ties(option: Option, fastest: Option, goal: Goal, tie: Tie) -> bool:
+def _relation(option: Option, fastest: Option, goal: Goal, tie: Tie) -> Relation:
     if option is fastest:
-        return True
+        return Relation.TIE
     speeds_say = fastest.fit is FitVerdict.FITS and standing_of(fastest, goal).is_known
-    return speeds_say and tie(fastest, option)
+    return tie(fastest, option) if speeds_say else Relation.APART
 
 
 def _by_speed(option: Option, goal: Goal) -> tuple[float, float, int, str]:

@@ -37,4 +37,6 @@ def measuring(option: Option, standing: Standing) -> str:
     if not standing.is_known:
         return f"measuring {option.name}: no figure is known of it"
     bars = f"{amount(standing.low, PREDICTED_DIGITS)} to {amount(standing.high, PREDICTED_DIGITS)} {standing.unit}"
+    if standing.certainty not in _UNSURE:
+        return f"measuring {option.name} again: {bars} is too wide to tell"
     return f"measuring {option.name}: {bars} is {_UNSURE[standing.certainty]}"

@@ -1,17 +1,17 @@
-"""When two options are one for a goal: figures whose error bars overlap, predictions that cannot be told apart."""
+"""How two options stand for a goal: by the bars of their figures; two predictions by the interval of their ratio."""
 
 import math
 from collections.abc import Mapping
 
-from fleet_controller.choosing.bars import bars_overlap
+from fleet_controller.choosing.bars import Relation, by_bars
 from fleet_controller.choosing.known import SpeedSource
 from fleet_controller.choosing.options import REQUEST_ANSWER_TOKENS, REQUEST_PROMPT_TOKENS, Certainty, Goal, Option
 from fleet_controller.choosing.ranking import Tie
 from fleet_controller.choosing.speed import SpeedModel
 from fleet_controller.choosing.work import Cell, Phase
 
-# What a tie may cost: where the slower of two is expected to be slower by more than this factor, not knowing for sure
-# is no reason to take it.
+# What a tie of predictions may cost: where the slower of two is expected to be slower by more than this factor, not
+# knowing for sure is no reason to take it.
 MOST_EXPECTED_LOSS = 1.03
 # What a goal is predicted from, with the tokens of each in one request.
 TOKENS_OF_GOAL: Mapping[Goal, Mapping[Phase, int]] = {
@@ -30,18 +30,22 @@ def ties_of(model: SpeedSource, cells: Mapping[str, Cells], goal: Goal) -> Tie:
     Where little is known nearly everything could be a tie, so one that is expected to be clearly slower is none.
     """
 
-    def tie(one: Option, other: Option) -> bool:
-        both = cells.get(one.name), cells.get(other.name)
-        if both[0] is None or both[1] is None or not all(is_predicted(option, goal) for option in (one, other)):
-            return bars_overlap(one, other, goal)
-        ratio = faster_by(model(), both[0], both[1], goal)
-        if ratio is None:
-            return bars_overlap(one, other, goal)
-        low, high = ratio
-        expected = math.sqrt(low * high)
-        return low <= 1 <= high and max(expected, 1 / expected) <= MOST_EXPECTED_LOSS
+    return lambda one, other: relation(one, other, goal, cells.get(one.name), cells.get(other.name), model)
 
-    return tie
+
+def relation(
+    one: Option, other: Option, goal: Goal, made_of: Cells | None, others: Cells | None, model: SpeedSource
+) -> Relation:
+    """`made_of` and `others` are what predictions of the two are made of, None where they cannot be predicted."""
+    ratio = None
+    if made_of is not None and others is not None and all(is_predicted(option, goal) for option in (one, other)):
+        ratio = faster_by(model(), made_of, others, goal)
+    if ratio is None:
+        return by_bars(one, other, goal)
+    low, high = ratio
+    expected = math.sqrt(low * high)
+    is_tie = low <= 1 <= high and max(expected, 1 / expected) <= MOST_EXPECTED_LOSS
+    return Relation.TIE if is_tie else Relation.APART
 
 
 def is_predicted(option: Option, goal: Goal) -> bool:

@@ -16,9 +16,9 @@ from fleet_controller.operations.bench_figures import known_of, speed_cells
 from fleet_controller.operations.choosing_knowledge import Knowledge
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import OperationError
+from fleet_controller.results.pooling import MOST_RUNS
 from fleet_inventory.catalog import load_catalog
 
-MOST_RUNS = 3
 # One request's decode, its prefill, both, or the energy: what a bench of one cell tells.
 GOALS = (Goal.DECODE, Goal.PREFILL, Goal.LATENCY, Goal.ENERGY)
 

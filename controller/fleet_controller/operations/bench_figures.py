@@ -1,13 +1,12 @@
 """What is known of the speed of a planned cell: its own runs first, then all that `fleet choose` goes by."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_controller.benchmarking.cells import PlannedCell
 from fleet_controller.choosing.bits import nominal_bits
 from fleet_controller.choosing.cells import cells_of, engine_on
-from fleet_controller.choosing.known import Machine, Wanted, energy_of, speed_of
+from fleet_controller.choosing.known import Machine, Wanted, energy_of, figure_of, speed_of
 from fleet_controller.choosing.options import Certainty, Figure, Option
 from fleet_controller.choosing.work import Cell, Phase
 from fleet_controller.domain.plan import FitVerdict
@@ -15,7 +14,7 @@ from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_knowledge import Knowledge, ModelFacts, device_at
 from fleet_controller.operations.choosing_options import held_back
 from fleet_controller.results.columns import Metric, Result, Status
-from fleet_controller.results.comparability import error_bar
+from fleet_controller.results.pooling import pooled
 from fleet_controller.results.store import Filter, select_results
 from fleet_controller.state import StateDatabase
 from fleet_inventory.chips import ChipKind
@@ -59,7 +58,9 @@ def known_of(cell: PlannedCell, knowledge: Knowledge, database: StateDatabase) -
         "prefill": speed_of(wanted, Metric.PREFILL, rows, knowledge.speed),
         "joules_per_token": energy_of(wanted, rows),
     }
-    figures |= {name: figure for kind, name in _METRICS.items() if (figure := _pooled(own, kind)) is not None}
+    figures |= {
+        name: figure for kind, name in _METRICS.items() if (figure := _own_figure(wanted, own, kind)) is not None
+    }
     seconds = max(((row.finished_unix_ms - row.started_unix_ms) / 1000 for row in own), default=cell.run_seconds)
     return Known(option.model_copy(update=figures), len({row.run_id for row in own}), seconds)
 
@@ -74,17 +75,10 @@ def own_rows(cell: PlannedCell, database: StateDatabase) -> list[Result]:
     return [row for _, row in select_results(database, Filter(run_ids=names))] if names else []
 
 
-def _pooled(rows: Sequence[Result], kind: Metric) -> Figure | None:
-    """The runs of one cell have one fingerprint, so their repetitions are one sample."""
-    found = [row for row in rows if row.test_kind is kind and row.mean]
-    if not found:
-        return None
-    samples = tuple(sample for row in found for sample in row.samples) or tuple(row.mean or 0.0 for row in found)
-    mean = math.fsum(samples) / len(samples)
-    together = found[-1].model_copy(update={"samples": samples, "mean": mean, "repetitions": len(samples)})
-    low, high = error_bar(together) or (mean, mean)
-    text = f"this host, {found[-1].test}" + (f", {len(found)} runs" if len(found) > 1 else "")
-    return Figure(value=mean, low=max(low, 0.0), high=high, certainty=Certainty.MEASURED, source=text)
+def _own_figure(wanted: Wanted, own: Sequence[Result], kind: Metric) -> Figure | None:
+    """What the runs of this very cell say, as `fleet choose` counts runs of one fingerprint."""
+    found = [row for row in own if row.test_kind is kind and row.mean and row.depth == wanted.depth]
+    return figure_of(wanted, pooled(found), Certainty.MEASURED) if found else None
 
 
 def _wanted(cell: PlannedCell, model: ModelFacts) -> Wanted:

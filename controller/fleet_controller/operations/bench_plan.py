@@ -6,12 +6,13 @@ from pathlib import Path
 
 from fleet_controller.benchmarking.calibration import Calibration, load_calibration
 from fleet_controller.benchmarking.cells import PlannedCell
-from fleet_controller.benchmarking.suites import Suite, SuiteError, load_suite
+from fleet_controller.benchmarking.suites import DECIDE_SUITE, ENERGY_SUITE, Suite, SuiteError, load_suite
+from fleet_controller.choosing.options import Goal
 from fleet_controller.domain.base import Frozen, Problem
 from fleet_controller.domain.benches import BenchPurpose, BenchRequest, CellAction
 from fleet_controller.domain.plan import DeployRequest
 from fleet_controller.domain.resolved import ResolvedModel
-from fleet_controller.operations.bench_candidates import with_reasons
+from fleet_controller.operations.bench_candidates import goal_of, with_reasons
 from fleet_controller.operations.bench_case import Case, stopped_cell
 from fleet_controller.operations.bench_models import cells_of
 from fleet_controller.operations.bench_served import endpoint_cells
@@ -22,7 +23,14 @@ from fleet_controller.operations.planning import HostState, gather_state
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.resolving import catalog, named, resolve_for
 from fleet_controller.operations.threads import in_daemon_thread
+from fleet_controller.planning.devices import tells_power, visible_gpus
 from fleet_inventory.hosts import Host
+
+NO_POWER = Problem(
+    code="no-power",
+    message="no device of this host tells what power it draws (NVIDIA GPUs do), so energy cannot be measured",
+    remedy="decide by another --goal",
+)
 
 
 class StoredBenchPlan(Frozen):
@@ -78,7 +86,9 @@ def _own_suites(context: FleetContext) -> Path:
 
 
 def _suite(context: FleetContext, request: BenchRequest) -> Suite:
-    usual = "decide" if request.purpose is BenchPurpose.DECIDE else "quick"
+    usual = "quick"
+    if request.purpose is BenchPurpose.DECIDE:
+        usual = ENERGY_SUITE if goal_of(request) is Goal.ENERGY else DECIDE_SUITE
     try:
         suite = load_suite(request.suite or usual, _own_suites(context))
     except SuiteError as error:
@@ -91,7 +101,8 @@ def _suite(context: FleetContext, request: BenchRequest) -> Suite:
     changes |= {"client": request.client} if request.client else {}
     parts = tuple(dict.fromkeys(part.model_copy(update=changes) for part in suite.parts))
     if request.purpose is BenchPurpose.DECIDE:
-        parts = parts[:1]  # options are compared in one test
+        first = parts[0]  # options are compared in one test
+        parts = (first.model_copy(update={"depths": first.depths[:1], "concurrency": first.concurrency[:1]}),)
     return suite.model_copy(update={"parts": parts})
 
 
@@ -104,6 +115,10 @@ async def _model_cells(context: FleetContext, request: BenchRequest, suite: Suit
         for host, state in zip(hosts, states, strict=True):
             if isinstance(state, Problem):
                 cells.append(stopped_cell(host.name, model, CellAction.FAIL, state))
+                continue
+            by_energy = request.purpose is BenchPurpose.DECIDE and goal_of(request) is Goal.ENERGY
+            if by_energy and not tells_power(visible_gpus(state.facts, host.environment)):
+                cells.append(stopped_cell(host.name, model, CellAction.FAIL, NO_POWER))
                 continue
             case = Case(context, request, suite, host, state)
             cells += cells_of(case, model, models[_hub(host)])

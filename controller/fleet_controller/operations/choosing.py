@@ -29,7 +29,7 @@ from fleet_controller.operations.reports import HostReport
 from fleet_controller.operations.resolving import catalog
 from fleet_controller.operations.threads import in_daemon_thread
 from fleet_controller.planning.considering import consider
-from fleet_controller.planning.devices import busy_text, foreign_processes, visible_gpus
+from fleet_controller.planning.devices import busy_text, foreign_processes, tells_power, visible_gpus
 from fleet_controller.planning.fit_at import beyond_its_context
 from fleet_controller.planning.plan import located
 from fleet_controller.planning.problem import PlanProblem
@@ -141,6 +141,9 @@ def _model_choice(
     asked = request.context_length or 0
     too_long = [beyond_its_context(resolved, one.choice.artifact, asked) for one in considered.candidates[:1]]
     notes = [*_busy(host, state), *filter(None, too_long), *resolved.warnings, *unusable]
+    measurable = question.goal is not Goal.ENERGY or tells_power(visible_gpus(state.facts, host.environment))
+    if not measurable:
+        notes.append("energy cannot be measured here: no device tells what power it draws (NVIDIA GPUs do)")
     if running is not None:
         spec = running.spec
         notes.insert(0, f"runs now: {spec.backend} {spec.quantization} at context {spec.context_length:,}")
@@ -150,7 +153,7 @@ def _model_choice(
         decision=decision,
         explanation=tuple(explain(decision)),
         notes=tuple(notes),
-        next_commands=tuple(next_commands(name, host.name, decision, request.context_length)),
+        next_commands=tuple(next_commands(name, host.name, decision, request.context_length, measurable)),
         summary=summary(decision),
     )
     return choice, cells.get(decision.chosen.option.name) if decision.chosen else None

@@ -17,6 +17,7 @@ from fleet_controller.choosing.work_of_headers import work_of_artifacts
 from fleet_controller.domain.resolved import ModelArtifact, ResolvedModel
 from fleet_controller.operations.choosing_fit import SOLVED_FILE, fitted
 from fleet_controller.results.columns import Metric, Result
+from fleet_controller.results.pooling import pooled_by_fingerprint
 from fleet_controller.results.quality import QualityRow, load_quality, quality_for
 from fleet_controller.results.reference import sync_reference
 from fleet_controller.results.store import Filter, select_results
@@ -79,11 +80,11 @@ class Knowledge:
             return None
 
     def rows_of(self, names: frozenset[str]) -> tuple[Result, ...]:
-        """The newest good row of each fingerprint of a model."""
+        """One row for each fingerprint of a model, of its newest runs together."""
         if names not in self._rows:
             wanted = Filter(models=tuple(sorted(names)), test_kinds=CHOOSING_KINDS)
-            found = select_results(self._synced, wanted, one_per_fingerprint=True)
-            self._rows[names] = tuple(row for _, row in found)
+            found = select_results(self._synced, wanted)
+            self._rows[names] = tuple(pooled_by_fingerprint(row for _, row in found))
         return self._rows[names]
 
     @cached_property

@@ -48,6 +48,11 @@ def device_name(facts: HostFacts, gpus: tuple[GpuFacts, ...]) -> str:
     return (facts.apple.chip if facts.apple is not None else None) or facts.cpu.model
 
 
+def tells_power(gpus: Sequence[GpuFacts]) -> bool:
+    """Whether the energy of what runs on these can be measured."""
+    return bool(gpus) and all(gpu.power_draw_watts is not None for gpu in gpus)
+
+
 def visible_gpus(facts: HostFacts, environment: Mapping[str, str]) -> tuple[GpuFacts, ...]:
     """The GPUs that CUDA_VISIBLE_DEVICES names (indices or UUIDs, up to the first it does not know); all when unset."""
     named = environment.get("CUDA_VISIBLE_DEVICES")

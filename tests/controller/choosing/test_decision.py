@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_controller.choosing.decision import Decision, WhyNot, decide
+from fleet_controller.choosing.explain import better_answers, explain, summary
 from fleet_controller.choosing.options import (
     Certainty,
     Conditions,
@@ -111,6 +112,16 @@ def test_the_pareto_set_is_what_nothing_beats_in_speed_and_quality() -> None:
     decision = decide(options)
     assert decision.pareto == ("llama.cpp Q2", "llama.cpp Q4", "llama.cpp Q8")
     assert decision.pareto_by == "bits a weight"
+
+
+def test_what_more_bits_would_cost_is_said_with_the_option_that_takes_them() -> None:
+    """On a CPU four bits are faster than eight, and win: who wants the eight is told how."""
+    decision = decide([option("Q4_K_M", figure(60), 4.8), option("Q8_0", figure(40), 8.5)])
+    text = "--quant Q8_0 has 8.5 bits a weight instead of 4.8, 33 % slower"
+    assert better_answers(decision) == text and summary(decision).endswith(text)
+    assert any("nobody scored their answers" in line and text in line for line in explain(decision))
+    assert better_answers(decide([option("Q4_K_M", figure(60), 4.8), option("Q4_K_L", figure(40), 5.0)])) == ""
+    assert better_answers(decide([option("Q8_0", figure(60), 8.5), option("Q4_K_M", figure(40), 4.8)])) == ""
 
 
 def test_goals_have_figures_of_their_own() -> None:
@@ -227,6 +238,31 @@ def test_figures_of_one_host_client_and_test_are_compared_as_they_are_others_on_
     tied = decide([slow, elsewhere])
     assert order(tied) == ["Q8_0", "Q4_K_M"]
     assert "(≈: llama-bench beside llama-benchy)" in tied.ranked[0].comparison
+
+
+def of_one_bench(value: float, half: float) -> Figure:
+    """By the engine's own tool on this host, with a bar of its repetitions."""
+    conditions = Conditions(host="here", client="llama-bench", test="tg64", backend="llama.cpp", version="b1")
+    return figure(value, half).model_copy(update={"spread": half, "conditions": conditions})
+
+
+def test_a_wide_bar_hides_no_difference_behind_a_tie() -> None:
+    """What is 40 % slower was once taken as a tie for its bits, since the other's bar reached it."""
+    noisy, steady = option("Q4_K_M", of_one_bench(100, 60)), option("Q8_0", of_one_bench(60, 1), 8.5)
+    decision = decide([noisy, steady])
+    assert order(decision) == ["Q4_K_M", "Q8_0"]
+    assert not decision.ranked[1].ties_with_first
+    assert decision.ranked[0].comparison == "67 % ahead of llama.cpp Q8_0, but too noisy to tell: measure again"
+    assert decision.ranked[1].comparison == "40 % behind llama.cpp Q4_K_M, but too noisy to tell: measure again"
+    assert decision.to_measure == ("llama.cpp Q4_K_M",)
+    assert decision.would_change == ("measuring llama.cpp Q4_K_M again: 40 to 160 t/s is too wide to tell",)
+
+
+def test_a_tie_on_equal_terms_is_within_five_percent() -> None:
+    close, far = (option("Q8_0", of_one_bench(value, 4), 8.5) for value in (96, 94))
+    fast = option("Q4_K_M", of_one_bench(100, 4))
+    assert order(decide([fast, close])) == ["Q8_0", "Q4_K_M"]
+    assert order(decide([fast, far])) == ["Q4_K_M", "Q8_0"]
 
 
 def test_predictions_of_one_machine_are_compared_as_a_ratio() -> None:

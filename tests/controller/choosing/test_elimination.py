@@ -146,7 +146,14 @@ def test_a_tie_is_a_tie_when_nothing_can_tell_it_apart() -> None:
     close = next_run([candidate("a", 100, 101, runs=1), candidate("b", 100.5, 101.5, runs=1)])
     assert isinstance(close, Stop) and close.why is Why.TIE and close.text == "within 2% of each other: b, a"
     spent = next_run([candidate("a", 90, 110, runs=3, cost=None), candidate("b", 95, 108, runs=3, cost=None)])
-    assert isinstance(spent, Stop) and spent.why is Why.TIE and "after 3 runs" in spent.text
+    assert isinstance(spent, Stop) and spent.why is Why.TIE
+    assert spent.text == "a tie after 3 runs: b 95 to 108, a 90 to 110"
+
+
+def test_what_stays_far_apart_with_wide_bars_is_no_tie() -> None:
+    noisy = next_run([candidate("a", 40, 250, runs=3, cost=None), candidate("b", 59, 61, runs=3, cost=None)])
+    assert isinstance(noisy, Stop) and noisy.why is Why.NOISY and noisy.leaders == ("a", "b")
+    assert noisy.text == "too noisy to tell after 3 runs: a 40 to 250, b 59 to 61"
 
 
 def test_what_cannot_be_measured_is_said() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fleet_controller.choosing.bars import Relation
 from fleet_controller.choosing.devices import device_named
 from fleet_controller.choosing.options import Certainty, Figure, Goal, Option, predicted_figure
 from fleet_controller.choosing.speed import SpeedModel
@@ -26,7 +27,7 @@ def cell(backend: str, quantization: str, weights_bytes: float) -> Cell:
     )
 
 
-def tie(one: Cell, other: Cell) -> bool:
+def relation(one: Cell, other: Cell) -> Relation:
     options = [
         Option(
             backend=asked.engine.backend, quantization=asked.quantization, decode=predicted_figure(MODEL.predict(asked))
@@ -38,7 +39,7 @@ def tie(one: Cell, other: Cell) -> bool:
 
 
 def test_two_engines_of_which_nothing_is_known_are_a_tie() -> None:
-    assert tie(cell("vllm", "BF16", 16.4e9), cell("sglang", "BF16", 16.4e9))
+    assert relation(cell("vllm", "BF16", 16.4e9), cell("sglang", "BF16", 16.4e9)) is Relation.TIE
 
 
 def test_not_knowing_does_not_make_a_tie_of_what_is_expected_to_be_slower() -> None:
@@ -46,7 +47,7 @@ def test_not_knowing_does_not_make_a_tie_of_what_is_expected_to_be_slower() -> N
     small, large = cell("llama.cpp", "Q8_0", 8.7e9), cell("vllm", "BF16", 16.4e9)
     low, high = MODEL.faster_by(small, large)
     assert low < 1 < high
-    assert not tie(small, large)
+    assert relation(small, large) is Relation.APART
 
 
 def both_phases(quantization: str, weights_bytes: float) -> Cells:
@@ -69,7 +70,7 @@ def test_whole_requests_are_told_apart_by_the_ratios_of_both_phases() -> None:
     by_phase = [MODEL.faster_by(small[phase], large[phase]) for phase in Phase]
     for end in (0, 1):  # between those of its parts
         assert min(one[end] for one in by_phase) <= ratio[end] <= max(one[end] for one in by_phase)
-    assert not ties_of(lambda: MODEL, cells, Goal.LATENCY)(*options)
+    assert ties_of(lambda: MODEL, cells, Goal.LATENCY)(*options) is Relation.APART
 
 
 @pytest.mark.parametrize("goal", [Goal.LATENCY, Goal.THROUGHPUT])
@@ -79,4 +80,4 @@ def test_what_is_not_all_predicted_is_compared_by_its_bars(goal: Goal) -> None:
     one, other = (
         requested(name, made_of).model_copy(update={"decode": known, "throughput": known}) for name in ("Q8_0", "Q6_K")
     )
-    assert ties_of(lambda: MODEL, {one.name: made_of, other.name: made_of}, goal)(one, other)
+    assert ties_of(lambda: MODEL, {one.name: made_of, other.name: made_of}, goal)(one, other) is Relation.TIE

@@ -37,6 +37,32 @@ def test_what_is_measured_is_what_was_asked_for(goal: Goal, measures: str) -> No
     assert proposed(of_a_tie(goal))[0] == f"fleet bench tiny --hosts gpu1 {measures}"
 
 
+@pytest.mark.parametrize(
+    ("goal", "measures"), [(Goal.THROUGHPUT, "--suite concurrency"), (Goal.ENERGY, "--suite energy")]
+)
+def test_what_is_never_predicted_is_proposed_for_measuring_even_alone(goal: Goal, measures: str) -> None:
+    """No calibration tells it, and of one option alone there is nothing to decide."""
+    decision = decide([option("Q8_0", None)], goal)
+    assert decision.ranked[0].standing.text == f"no figure for {goal.value}: it is measured, never predicted"
+    assert proposed(decision)[0] == f"fleet bench tiny --hosts gpu1 {measures}"
+    unmeasurable = list(next_commands("tiny", "gpu1", decision, measurable=False))
+    assert unmeasurable == ["fleet deploy tiny --hosts gpu1 --backend llama.cpp --quant Q8_0"]
+
+
+def test_one_option_that_could_change_the_choice_is_enough_for_a_bench() -> None:
+    known = option("Q8_0", figure(100.0, 1.01, Certainty.MEASURED))
+    decision = decide([known, option("Q4_K_M", figure(99.0, 1.5))])
+    assert decision.to_measure == ("llama.cpp Q4_K_M",)
+    assert proposed(decision)[0] == "fleet bench tiny --hosts gpu1 --to-decide"
+
+
+def test_of_a_path_no_quantization_is_named() -> None:
+    known = decide([option("such", figure(100.0, 1.01, Certainty.MEASURED))])
+    assert list(next_commands("/m/such.gguf", "gpu1", known)) == [
+        "fleet deploy /m/such.gguf --hosts gpu1 --backend llama.cpp"
+    ]
+
+
 def test_a_calibration_is_proposed_where_a_prediction_is_doubtful() -> None:
     assert proposed(decide([option("Q8_0", figure(100.0, 3.0))]))[0] == "fleet calibrate --hosts gpu1"
     assert not any("calibrate" in one for one in proposed(decide([option("Q8_0", figure(100.0, 1.2))])))
