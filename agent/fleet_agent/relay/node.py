@@ -14,14 +14,13 @@ from pathlib import Path
 
 from fleet_agent.artifacts.cache import HubCache
 from fleet_agent.artifacts.verified import VerifiedNotes
-from fleet_agent.jobs.errors import DISK_FULL_ERRNOS, JobProblem, Stopped, disk_full
+from fleet_agent.jobs.errors import JobProblem, Stopped
 from fleet_agent.problem import ProblemError
 from fleet_agent.relay.control import (
     Allow,
     Complete,
     DamagedPart,
     Event,
-    Failed,
     Limits,
     Listening,
     Order,
@@ -32,6 +31,7 @@ from fleet_agent.relay.control import (
 )
 from fleet_agent.relay.counters import Counters
 from fleet_agent.relay.credentials import NodeCredentials
+from fleet_agent.relay.failing import failure_of
 from fleet_agent.relay.feeding import HashFeed
 from fleet_agent.relay.limits import RateLimit
 from fleet_agent.relay.placing import Placer, check_disk, find_present, locked
@@ -39,7 +39,6 @@ from fleet_agent.relay.receiving import Receiver
 from fleet_agent.relay.serving import Server
 from fleet_agent.relay.sourcing import SourceReader
 from fleet_agent.relay.store import PieceStore
-from fleet_agent.steps.output import free_bytes
 
 PROGRESS_SECONDS = 0.5
 
@@ -102,7 +101,8 @@ class RelayNode:
         except Stopped:
             pass
         except (ProblemError, OSError) as error:
-            self._emit(_failure(error, self._store))
+            self._end_writing()
+            self._emit(failure_of(error, self._store))
             return 1
         finally:
             self._close()
@@ -194,12 +194,16 @@ class RelayNode:
             self._told_complete = False
             self._emit(DamagedPart(self._spec.manifest.files[file].path, piece))
 
-    def _close(self) -> None:
-        self._server.close()
+    def _end_writing(self) -> None:
         self._end_receiving()
         self._end_source()
         if self._placer is not None:
             self._placer.stop()
+        self._placer = None
+
+    def _close(self) -> None:
+        self._server.close()
+        self._end_writing()
         self._store.close()
 
     # -- telling ----------------------------------------------------------------------------------------------
@@ -236,11 +240,3 @@ class RelayNode:
                 store.cache.write_reference(manifest.repository, manifest.revision, manifest.commit)
             snapshot = str(store.cache.snapshot(manifest.repository, manifest.commit))
             self._emit(Complete(snapshot, counters.received_bytes + counters.source_bytes))
-
-
-def _failure(error: Exception, store: PieceStore) -> Failed:
-    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
-        error = disk_full(store.cache.folder, None, free_bytes(store.cache.folder))
-    if isinstance(error, ProblemError):
-        return Failed(error.code, error.message, error.remedy)
-    return Failed("relay-failed", str(error), "see the agent's log on that host; the same pull goes on from there")
