@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fleet_controller.distributing import messages
 from fleet_controller.distributing.conductor import Conductor, ConductorState, Instruction
 from fleet_controller.distributing.messages import HubSource, Route
-from fleet_controller.distributing.model import Member
+from fleet_controller.distributing.model import Fault, Member
 
 NAMES = ("a", "b", "c", "d")
 TOTAL = 60_000_000
@@ -93,11 +93,14 @@ class SimulatedLab:
         self.tell(name, messages.Ended())
 
     def tell(self, name: str, event: messages.Event) -> None:
+        """Where the head changes, what only the dead have is lost, and what only a slow host has, which nobody waits for."""
         before = self.head
         self.carry_out(self.conductor.observe(name, event, self.step * STEP_SECONDS))
         if before and self.head and before != self.head:
-            most = max(relay.part for relay in self.relays.values())
-            self.died_with_their_holder += most - max(relay.part for relay in self.relays.values() if relay.alive)
+            slow = {host for host, fault in self.conductor.state.faults.items() if fault is Fault.SLOW}
+            parts = {host: relay.part for host, relay in self.relays.items()}
+            good = [part for host, part in parts.items() if self.relays[host].alive and host not in slow]
+            self.died_with_their_holder += max(parts.values()) - max(good, default=0)
 
     def carry_out(self, instructions: Sequence[Instruction]) -> None:
         for name, order in instructions:
