@@ -166,10 +166,12 @@ def _extra_operations(cell: Cell) -> float:
 def _shared(kind: str, engine: EngineFacts) -> tuple[Parameter, ...]:
     """What all engines share, what one differs from that, and what one of its drivers differs from the engine.
 
-    In decode, which waits for memory, drivers differ little: there they have one factor for everything.
+    Drivers are compilers. In decode all but attention waits for memory, so there they have a factor for the scores of
+    attention, which depth brings, and one for everything.
     """
     shared: tuple[Parameter, ...] = ((kind,), (kind, engine.key))
-    return (*shared, (kind, engine.key, engine.driver)) if engine.driver and kind.startswith("prefill.") else shared
+    compiled = kind.startswith("prefill.") or kind == "decode.scores"
+    return (*shared, (kind, engine.key, engine.driver)) if engine.driver and compiled else shared
 
 
 def _layer(phase: str, cell: Cell) -> tuple[Parameter, ...]:
