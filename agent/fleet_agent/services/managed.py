@@ -129,8 +129,8 @@ class ManagedService:
     def adopt(self) -> None:
         """Takes up what the journal knows after an agent's start: the running server, or a start of a new one."""
         process = self.record.process or self._find_unrecorded()
-        if process is not None and self.state not in _WITH_PROCESS:
-            self._change(Requested())
+        if process is not None and (self.state not in _WITH_PROCESS or not is_alive(process)):
+            self._change(Requested())  # nobody may take a server for READY that died with the agent before
         if process is not None and process != self.record.process:
             _logger.info("%s: pid %d was started right before a crash; it is ours", self.name, process.pid)
             self._change(Spawned(), process=process, problem=None, persist=True)

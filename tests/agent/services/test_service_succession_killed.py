@@ -49,27 +49,29 @@ def replaced_until_killed(environment: dict[str, str], spec: ServiceSpec, number
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("where", ["same port", "other port"])
+@pytest.mark.parametrize("where", ["same port", "other port", "former ends first"])
 async def test_whenever_the_agent_is_killed_one_server_serves_and_one_is_left(
     layout: Layout, agent_environment: dict[str, str], make_spec: MakeSpec, where: str, moment: str
 ) -> None:
     """Each round replaces the service of the round before; the rounds end with one that nobody killed."""
     own_port = free_port("127.0.0.1", frozenset())
     other_port = free_port("127.0.0.1", frozenset({own_port}))
+    promised_bytes = 0 if where == "former ends first" else 1  # what nobody knows has no room beside the former
     async with running(layout) as supervisor:
-        await supervisor.apply(make_spec("--say", "round 0", port=own_port, promised_memory_bytes=1))
+        await supervisor.apply(make_spec("--say", "round 0", port=own_port, promised_memory_bytes=promised_bytes))
         await until(supervisor, ServiceState.READY)
     rounds = 0
     for rounds in range(1, MOST_WRITES):
         former = record_of(layout)
         port = other_port if where == "other port" and former.spec.port == own_port else own_port
-        spec = make_spec("--say", f"round {rounds}", port=port, promised_memory_bytes=1)
+        spec = make_spec("--say", f"round {rounds}", port=port, promised_memory_bytes=promised_bytes)
         killed = replaced_until_killed(agent_environment, spec, rounds, moment)
         left = record_of(layout)
         assert former.process is not None
         begun = left.spec == spec or left.successor is not None
         if left.spec != spec:  # nothing that was not READY has taken the former's place
-            assert left.spec == former.spec and is_alive(former.process)
+            assert left.spec == former.spec
+            assert where == "former ends first" or is_alive(former.process)
         elif where == "other port":
             assert left.process is not None and is_alive(left.process)
         async with running(layout) as supervisor:
@@ -77,7 +79,8 @@ async def test_whenever_the_agent_is_killed_one_server_serves_and_one_is_left(
             settled = await until(supervisor, lambda s, w=wanted: s.spec == w and s.state is ServiceState.READY)  # type: ignore[misc]
             await until(supervisor, lambda _: not record_of(layout).leaving)
             settled = supervisor.list()[0]
-            assert settled.successor is None and settled.restarts == 0
+            assert settled.successor is None
+            assert settled.restarts <= (where == "former ends first")  # it may have ended right before the agent
             assert servers(layout) == [pid_of(settled)]
         if not killed:
             break

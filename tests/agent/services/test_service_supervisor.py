@@ -190,6 +190,7 @@ async def test_reboot_everything_is_gone_and_comes_back(layout: Layout, make_spe
     assert first.process is not None and await wait_gone(first.process, PATIENT)
     forget(first.process)  # as a new agent: it was never its child
     async with running(layout) as supervisor:
+        assert supervisor.list()[0].state is ServiceState.STARTING, "at no moment READY without a server"
         second = await until(supervisor, ready_again(first))
         assert second.restarts == 1
 
