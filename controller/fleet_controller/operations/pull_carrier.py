@@ -272,14 +272,17 @@ class PullCarrier:
             self._store.save_conductor(self._pull.pull_id, self._saved)
 
     def _feed_again(self, conductor: Conductor) -> None:
-        """The ways of another controller ended with it; whom a host reaches was told to that one, too."""
+        """The ways of another controller ended with it; whom a host reaches was told to that one, too.
+
+        Only who is fed gets another route: a head that was given one would ask its hub anew.
+        """
         if not self._taken_over or any(node.open and not node.caught_up for node in self._nodes.values()):
             return
         self._taken_over = False
         asked = [node for node in self._nodes.values() if node.candidate.reached is not None]
         if self._opening.feed_islands(asked, self._feeds):
             conductor.state = conductor.state.model_copy(update={"sequence": conductor.state.sequence + 1})
-            self._carry(conductor.again())
+            self._carry([one for one in conductor.again() if self._feeds.is_fed(one[0])])
 
     def _begin(self, chosen: Sequence[PullNode]) -> None:
         candidates = [node.candidate for node in chosen]

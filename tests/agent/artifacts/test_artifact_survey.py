@@ -10,11 +10,12 @@ from fleet_agent.artifacts.hashing import new_hash
 from fleet_agent.artifacts.survey import ArtifactUses, delete, set_aside, survey_artifacts, texts_of
 from fleet_agent.artifacts.verified import VerifiedNotes
 from fleet_agent.jobs.model import ArtifactFile, HubDownloadStep, JobSpec, Step
-from fleet_agent.server.artifacts import services_of_other_machines
+from fleet_agent.server.artifacts import ArtifactCalls, services_of_other_machines
 from fleet_agent.services.model import ServiceSpec, ToolReference
+from fleet_proto.v1 import artifacts_pb2
 from support.agent_jobs import make_layout
 
-FIRST, SECOND = "1" * 40, "2" * 40
+FIRST, SECOND, THIRD = "1" * 40, "2" * 40, "3" * 40
 NOBODY = ArtifactUses({}, {})
 
 
@@ -109,3 +110,37 @@ def test_what_another_machine_of_the_same_home_serves_stays(tmp_path: Path, monk
     uses = ArtifactUses(services_of_other_machines(layout), {})
     assert uses.of("o/m", FIRST) == (("chat on rack",), ())
     assert set_aside(HubCache(layout.hf_home), "o/m", FIRST, uses) is None
+
+
+class TwoServers:
+    """`chat` serves the first commit, and what is to replace it the second. No job runs."""
+
+    def __init__(self, hf_home: Path) -> None:
+        self._places = [str(HubCache(hf_home).snapshot("o/m", commit) / "model.gguf") for commit in (FIRST, SECOND)]
+
+    def specs(self) -> tuple[ServiceSpec, ...]:
+        tool = ToolReference("bin/llama-server")
+        return tuple(ServiceSpec(name="chat", tool=tool, arguments=("--model", place)) for place in self._places)
+
+    def active_specs(self) -> tuple[()]:
+        return ()
+
+
+async def test_what_a_server_on_its_way_needs_stays_beside_that_of_the_one_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_layout(tmp_path, monkeypatch)
+    for commit, content in ((FIRST, b"old"), (SECOND, b"new"), (THIRD, b"nobody's")):
+        put(layout.hf_home, commit, {"model.gguf": content})
+    servers = TwoServers(layout.hf_home)
+    calls = ArtifactCalls(layout, servers, servers)  # type: ignore[arg-type]
+    listed = await calls.ListArtifacts(artifacts_pb2.ListArtifactsRequest(survey=True), None)
+    assert {one.commit: list(one.services) for one in listed.artifacts} == {
+        FIRST: ["chat"],
+        SECOND: ["chat's successor"],
+        THIRD: [],
+    }
+    names = [artifacts_pb2.ArtifactName(repository="o/m", commit=commit) for commit in (FIRST, SECOND, THIRD)]
+    removed = await calls.RemoveArtifacts(artifacts_pb2.RemoveArtifactsRequest(artifacts=names), None)
+    assert [one.commit for one in removed.removed] == [THIRD]
+    assert [one.commit for one in list_artifacts(layout.hf_home)] == [FIRST, SECOND]
