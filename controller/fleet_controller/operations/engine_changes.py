@@ -19,7 +19,7 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.engines import begin, end, gather, needs_from
 from fleet_controller.operations.golden import GoldenBench
 from fleet_controller.operations.jobs import run_job
-from fleet_controller.operations.launch import launch
+from fleet_controller.operations.launch import TAKEN_OVER, launch
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.resolving import catalog
 from fleet_controller.planning.engine_state import EngineState, Move, PlannedEngines
@@ -28,9 +28,6 @@ from fleet_controller.planning.jobs import smoke_job
 from fleet_controller.planning.service import same_service
 from fleet_controller.transport.errors import TransportError
 from fleet_inventory.hosts import Host
-
-# Somebody else stopped or deployed the service meanwhile: that is what they want now, and no reason to go back.
-TAKEN_OVER = frozenset({"replaced", "stopped"})
 
 
 @dataclass

@@ -15,6 +15,8 @@ from fleet_inventory.hosts import Host
 CRASHES_BEFORE_GIVING_UP = 2
 # A start may be refused once or twice while a predecessor's port or memory becomes free; then somebody else has it.
 REFUSALS_BEFORE_GIVING_UP = 3
+# Somebody else stopped or deployed the service meanwhile: that is what they want now, and no reason to go back.
+TAKEN_OVER = frozenset({"replaced", "stopped"})
 
 
 class LaunchFailed(OperationError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
 from fleet_controller.domain.rollouts import Before, Gate, Strategy
 from fleet_controller.domain.services import DesiredState, ServiceSpec, ServiceState, ServiceStatus
 from fleet_controller.operations.contact import ask
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.golden import GoldenBench
-from fleet_controller.operations.launch import launch
+from fleet_controller.operations.launch import TAKEN_OVER, launch
 from fleet_controller.operations.planning import PlannedHost
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.planning.engine_state import Move
@@ -31,6 +32,14 @@ async def goes_on(context: FleetContext, host: Host, service: str, before: Befor
     """Whether what ran before is what runs, and is ready: a replace may have left it alone. Raises a TransportError."""
     present = await _present(context, host, service)
     return present is not None and present.spec == before.spec and present.state is ServiceState.READY
+
+
+async def taken_over(context: FleetContext, host: Host, service: str, problem: Problem) -> bool:
+    """Whether a change failed since somebody else wants something else of the service. Raises a TransportError."""
+    if problem.code in TAKEN_OVER:
+        return True
+    present = await _present(context, host, service)
+    return present is not None and present.desired is DesiredState.STOPPED
 
 
 async def _present(context: FleetContext, host: Host, service: str) -> ServiceStatus | None:

@@ -17,7 +17,7 @@ from fleet_controller.operations.deploy import TO_RUN, deploy_host, prepare_ahea
 from fleet_controller.operations.planning import PlannedHost, StoredPlan, plan_deploy
 from fleet_controller.operations.problems import OperationError, problem_of
 from fleet_controller.operations.pull_deploy import pull_shared_files
-from fleet_controller.operations.restoring import before_of, gate_of, goes_on, restore
+from fleet_controller.operations.restoring import before_of, gate_of, goes_on, restore, taken_over
 from fleet_controller.rolling.next_step import next_step
 from fleet_controller.rolling.store import RolloutStore
 from fleet_controller.transport.errors import HostUnreachable
@@ -172,10 +172,14 @@ class Carrier:
     async def _go_back(self, name: str, before: Before, problem: Problem) -> AsyncGenerator[HostEvent]:
         """What ran before runs again: a failed change is no outage. The last event has the problem and what became.
 
-        What never ended is left alone, with what the host tells of its successor.
+        What never ended is left alone, with what the host tells of its successor; so is what somebody else has stopped
+        or deployed meanwhile.
         """
         host = self.context.inventory().hosts[name]
         try:
+            if await taken_over(self.context, host, self.rollout.service, problem):
+                yield HostEvent(host=name, stage="back", done=True, problem=_told(problem, "it is left so"))
+                return
             if await goes_on(self.context, host, self.rollout.service, before):
                 yield HostEvent(host=name, stage="back", done=True, problem=_told(problem, "what ran before goes on"))
                 return

@@ -212,6 +212,35 @@ def test_what_somebody_deployed_since_is_left_alone(fleet: FleetWorld, deploy: l
     assert contexts(fleet) == {"a": 512}
 
 
+def test_what_somebody_stops_meanwhile_stays_stopped(fleet: FleetWorld, deploy: list[str], llama_cpp_bin: Path) -> None:
+    """He may need the device: going back to what ran before would take it away again."""
+    fleet.document(*deploy, *on("a"), "--context", "512")
+    slow = fleet.folder / "slow"
+    slow.mkdir(exist_ok=True)
+    for name in ("llama-server", "llama-bench"):
+        program = slow / name  # answers who it is, and is never ready
+        program.write_text(
+            f'#!/bin/sh\ncase "$*" in *--port*) exec sleep 600;; esac\nexec {llama_cpp_bin}/{name} "$@"\n'
+        )
+        program.chmod(0o755)
+    argv = [str(slow) if word == str(deploy[-1]) else word for word in deploy]
+    with subprocess.Popen(fleet.command(*argv, *on("a"), "--context", "512"), env=fleet.environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:  # fmt: skip
+        wait_for(lambda: newest(fleet)["state"] == "running" and begun_beside(fleet, "a"))
+        fleet.run("stop", MODEL, "--hosts", "a", "--yes")
+        said, _ = run.communicate(timeout=60)
+    assert "it is left so" in said
+    (service,) = fleet.document("ps", "a")["hosts"][0]["services"]
+    assert service["state"] == "stopped"
+
+
+def begun_beside(fleet: FleetWorld, host: str) -> bool:
+    """Whether the host's journal has a new server on its way."""
+    return any(
+        "successor" in json.loads(path.read_text()) for path in (fleet.folder / host).glob(f"**/services/{MODEL}.json")
+    )
+
+
 def test_a_lab_file_is_compared_and_brought_about(fleet: FleetWorld, deploy: list[str], llama_cpp_bin: Path) -> None:
     fleet.document(*deploy, *on("a", "b"), "--context", "512")
     lab = fleet.config / "lab.yaml"
