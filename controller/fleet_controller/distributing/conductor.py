@@ -33,11 +33,16 @@ Instruction = tuple[str, Order]
 
 
 class Trial(Frozen):
-    """A suspect was moved to the end; whether `successor` does better from the same server decides who is slow."""
+    """A suspect was moved to the end; whether `successor` does better from the same server decides who is slow.
+
+    Where it does not, either both are slow or the server is: that one is moved as well, and it is the suspect then,
+    `instead_of` the first one.
+    """
 
     suspect: Suspect
     successor: str
     since_seconds: float
+    instead_of: str = ""
 
 
 class ConductorState(Frozen):
@@ -58,6 +63,7 @@ class ConductorState(Frozen):
     trial: Trial | None = None
     tried: frozenset[str] = frozenset()
     limited_servers: frozenset[str] = frozenset()
+    cleared_servers: frozenset[str] = frozenset()  # who fetched from them was slow from another one, too
     held_bytes: dict[str, int] = Field(default_factory=dict)  # when the topology changed last
     reasons: tuple[str, ...] = ()  # each change of the topology in words, the newest last
 
@@ -322,9 +328,10 @@ class Conductor:
             return self._decide(state.trial, now)
         topology = state.topology
         assert topology is not None
-        exempt = state.tried | {name for name in topology.chain if topology.upstream(name) in state.limited_servers}
         links = {m.name: m.link_bytes_per_second for m in state.members if m.link_bytes_per_second}
-        suspect = slowness.find_suspect(topology, self._history, links, frozenset(exempt), self._best, self._served)
+        suspect = slowness.find_suspect(
+            topology, self._history, links, state.tried, self._best, self._served, state.limited_servers
+        )
         if suspect is None or not self._worth_a_trial(suspect):
             return []
         successor = topology.chain[topology.chain.index(suspect.name) + 1]
@@ -351,14 +358,35 @@ class Conductor:
         self._change(trial=None)
         if better is None or not still:
             return []
+        if better and trial.instead_of:
+            return self._demote(suspect.name, Fault.SLOW, f"{suspect.name} serves slowly, whoever asks it")
         if better and self._recovered(suspect):
             return []
         if better:
             return self._demote(suspect.name, Fault.SLOW, f"{suspect.name} was slow: {trial.successor} is not")
+        if trial.instead_of:
+            self._change(
+                cleared_servers=self.state.cleared_servers | {suspect.name}, tried=self.state.tried - {trial.instead_of}
+            )
+            return []
         if suspect.server == topology.head:
             self._change(limited_servers=self.state.limited_servers | {suspect.server})
             return []
-        return self._demote(suspect.server, Fault.SLOW, f"{suspect.server} serves slowly, whoever asks it")
+        return self._try_without_server(trial, now)
+
+    def _try_without_server(self, trial: Trial, now: float) -> list[Instruction]:
+        server, successor, topology = trial.suspect.server, trial.successor, self.state.topology
+        assert topology is not None
+        before = self._upstream(topology, server)
+        got = slowness.rate(self._history[successor], slowness.WINDOW_SECONDS, server)
+        if server in self.state.cleared_servers or before is None or got is None or server not in topology.chain:
+            return []
+        suspect = Suspect(name=server, server=before, bytes_per_second=got)
+        self._change(
+            trial=Trial(suspect=suspect, successor=successor, since_seconds=now, instead_of=trial.suspect.name)
+        )
+        why = f"{successor} gets no more from {server} than {trial.suspect.name} did: it tries {before}"
+        return self._to(repair.moved_to_the_end(topology, server), why)
 
     def _recovered(self, suspect: Suspect) -> bool:
         """Whether at its new place it is no longer slow either: it was its machine's load, say, and that has passed."""

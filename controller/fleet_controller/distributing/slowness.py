@@ -6,7 +6,7 @@ suspect goes to the end of the chain. If who comes after it is fast from the sam
 the server.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fleet_controller.distributing.model import Frozen, Topology
 
@@ -77,11 +77,13 @@ def find_suspect(
     exempt: frozenset[str],
     best_rate: Mapping[str, float],
     best_served: Mapping[str, Mapping[str, float]],
+    limited: Collection[str] = (),
 ) -> Suspect | None:
     """The host nearest to the head that holds up who is behind it, except those `exempt`; None where all is well.
 
     The last of the chain holds nobody up. link_bytes_per_second: known links; best_rate: the best that each host ever
-    reached, for an upstream that has finished; best_served: server -> who fetched from it -> the best it ever got.
+    reached, for an upstream that has finished; best_served: server -> who fetched from it -> the best it ever got;
+    limited: heads from which two hosts got no more, so that a third is due what they got, whatever the links.
     """
     for name in topology.chain[:-1]:
         server = topology.upstream(name)
@@ -91,7 +93,10 @@ def find_suspect(
         mine = _own_rate(history.get(name, ()), history.get(server, ()), server)
         if mine is None:
             continue
-        due = _due_rate(topology, name, server, history, link_bytes_per_second, best_rate, best_served)
+        if server in limited:
+            due: float | None = _best_of_others(best_served.get(server, {}), name) or 0.0
+        else:
+            due = _due_rate(topology, name, server, history, link_bytes_per_second, best_rate, best_served)
         if due is None or mine * SLOWER_BY < due:
             return Suspect(name=name, server=server, bytes_per_second=mine)
     return None
@@ -142,15 +147,19 @@ def _due_rate(
     """Bytes a second that the host should get; None where nobody can say, and only a trial tells."""
     links = [link_bytes_per_second[host] for host in (name, server) if host in link_bytes_per_second]
     if server == topology.head:
-        served = best_served.get(server, {})
         if len(links) == 2:
             return min(links)
-        return max(served.values()) if set(served) - {name} else None
+        return _best_of_others(best_served.get(server, {}), name)
     last = history[server][-1]
     now = rate(history[server], WINDOW_SECONDS)
     if last.verified_bytes >= last.total_bytes or now is None:
         now = best_rate.get(server, 0.0)
     return min([now, *links])
+
+
+def _best_of_others(served: Mapping[str, float], name: str) -> float | None:
+    """The best that anybody got from a server; None where only `name` fetched from it."""
+    return max(served.values()) if set(served) - {name} else None
 
 
 def improved(before_bytes_per_second: float, samples: Sequence[Sample], server: str) -> bool | None:

@@ -93,7 +93,7 @@ class SimulatedLab:
         self.tell(name, messages.Ended())
 
     def tell(self, name: str, event: messages.Event) -> None:
-        """Where the head changes, what only the dead have is lost, and what only a slow host has, which nobody waits for."""
+        """Where the head changes, what only dead hosts have is lost, and what only slow ones have."""
         before = self.head
         self.carry_out(self.conductor.observe(name, event, self.step * STEP_SECONDS))
         if before and self.head and before != self.head:

@@ -304,9 +304,25 @@ def test_a_slow_server_is_told_from_a_slow_receiver() -> None:
     fleet = Fleet()
     fleet.run(4)
     fleet.up["c"] = RATE / 10
-    fleet.run(10)
+    fleet.run(14)
     assert fleet.state.faults == {"c": Fault.SLOW}
     assert "d" in fleet.state.topology.chain  # type: ignore[union-attr]
+
+
+def test_who_serves_two_slow_hosts_is_not_blamed_for_them() -> None:
+    fleet = Fleet(names=tuple("abcdefgh"), links=None)
+    fleet.down["d"] = fleet.down["e"] = RATE / 10
+    fleet.run(60)
+    assert fleet.state.faults == {"d": Fault.SLOW, "e": Fault.SLOW}
+    assert all(fleet.arrived[name] > 40 * RATE for name in "bcfgh")
+
+
+def test_two_slow_hosts_at_the_end_take_nobody_along() -> None:
+    fleet = Fleet(links=None)
+    fleet.down["d"] = fleet.down["e"] = RATE / 10
+    fleet.run(120)
+    assert set(fleet.state.faults) <= {"d", "e"}
+    assert all(fleet.arrived[name] > 80 * RATE for name in "bc")
 
 
 def test_a_head_with_a_slow_link_demotes_nobody() -> None:
