@@ -13,13 +13,12 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import report
-from benchmarks.relay_lab import RelayLab, wait_until
+from benchmarks.relay_lab import RelayLab
 from benchmarks.relay_load import Load, prepare
 from benchmarks.relay_scenes import FAULTS, FROM_THE_HUB, Scene, nothing, rollout
 
@@ -35,30 +34,14 @@ def check(lab: RelayLab[Any], complete: tuple[str, ...]) -> None:
 
 
 def strike(scene: Scene, fault: str) -> float:
-    """Plays the fault; when all hosts that it does not strike were done."""
-    failed: list[BaseException] = []
-
-    def act() -> None:
-        try:
-            FAULTS.get(fault, nothing)(scene)
-        except BaseException as error:
-            failed.append(error)
-
-    actor = threading.Thread(target=act, daemon=True)
-    actor.start()
-    wait_until(lambda: bool(scene.struck_at) or bool(failed), scene.limit, "the fault happens")
-    actor_is_done = False
-    while not failed:
-        others = [name for name in scene.names if name not in scene.struck]  # more may be struck meanwhile
-        others_done = scene.control.wait_until_complete(others, scene.limit)
-        if actor_is_done:
-            return max(scene.control.completed_at[name] for name in others) if others else others_done
-        actor.join(scene.limit)
-        actor_is_done = not actor.is_alive()
-        if not actor_is_done:
-            failed.append(TimeoutError("the fault does not end"))
-    print(scene.control.describe(), file=sys.stderr)
-    raise SystemExit(f"{fault}: {failed[0]!r}")
+    """Plays the fault to its end; when all hosts that it does not strike were done (monotonic seconds)."""
+    try:
+        FAULTS.get(fault, nothing)(scene)
+        others = [name for name in scene.names if name not in scene.struck]
+        scene.control.wait_until_complete(others, scene.limit)
+    except (TimeoutError, RuntimeError, OSError) as error:
+        raise SystemExit(f"{fault}: {error!r}\n{scene.control.describe()}") from error
+    return max(scene.control.completed_at[name] for name in others)
 
 
 def play(load: Load, fault: str, hosts: int, tls: bool) -> dict[str, Any]:
