@@ -28,6 +28,7 @@ def pull(
         help="host:NAME (it has the model), host:NAME:/folder, or the URL of a mirror; the hub where not given.",
     ),
     rate: str = typer.Option("", "--rate", metavar="SIZE", help=RATE_HELP),
+    stop: bool = typer.Option(False, "--stop", help="End the same pull where it runs; what has arrived stays."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan, and stop."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
@@ -35,7 +36,7 @@ def pull(
     """Bring a model's files to hosts: from the hub once, then from host to host while they still arrive.
 
     Every piece is verified, and every file has the hub's hash before it is in place. Ctrl-C detaches; the same command
-    goes on where it was.
+    goes on where it was, and with --stop ends it.
     """
     from fleet_controller.cli.empty_options import refuse_empty
     from fleet_controller.cli.pull_command import PullOptions, run_pull
@@ -50,6 +51,7 @@ def pull(
             backend=backend,
             source=source,
             rate=rate,
+            stop=stop,
             dry_run=dry_run,
             yes=yes,
             as_json=as_json,

@@ -31,6 +31,7 @@ class PullOptions:
     source: str = ""
     folder: str = ""
     rate: str = ""
+    stop: bool = False
     dry_run: bool = False
     yes: bool = False
     as_json: bool = False
@@ -62,6 +63,7 @@ def request_of(options: PullOptions) -> controller_pb2.PullRequest:
         rate_bytes_per_second=_rate(options.rate),
         folder=folder,
         folder_host=folder_host,
+        stop=options.stop,
     )
 
 
@@ -84,7 +86,9 @@ async def _pull(options: PullOptions, request: controller_pb2.PullRequest) -> No
         if not (options.dry_run and options.as_json):
             print_pull_plan(plan, shown)
         fetching = [host.host for pull in plan.pulls for host in pull.hosts if host.part == "fetch"]
-        if fetching and not options.dry_run:
+        if options.stop:
+            finished = await _stop(controller, plan, options)
+        elif fetching and not options.dry_run:
             if not confirm(f"Pull to {', '.join(fetching)}?", options.yes):
                 raise typer.Exit(0)
             finished = await _follow(controller, plan, options.as_json)
@@ -95,6 +99,18 @@ async def _pull(options: PullOptions, request: controller_pb2.PullRequest) -> No
     elif not options.dry_run:
         _print_outcome(finished, plan)
     _leave(plan, finished)
+
+
+async def _stop(controller: Any, plan: controller_pb2.PullPlan, options: PullOptions) -> list[controller_pb2.HostEvent]:
+    running = [host.host for pull in plan.pulls if pull.resumes for host in pull.hosts]
+    if not running and not options.as_json:
+        print("no such pull runs: these files to these hosts, from this source")
+    if not running or options.dry_run:
+        return []
+    if not confirm(f"Stop the pull to {', '.join(running)}?", options.yes):
+        raise typer.Exit(0)
+    request = controller_pb2.RunPullRequest(plan_id=plan.plan_id, stop=True)
+    return [event async for event in controller.Pull(request) if event.host in running]
 
 
 async def _follow(controller: Any, plan: controller_pb2.PullPlan, quiet: bool) -> list[controller_pb2.HostEvent]:

@@ -18,6 +18,7 @@ class PullRequest(Frozen):
     folder: str = ""
     folder_host: str = ""
     backend: str = ""
+    stop: bool = False
 
 
 class PullPart(StrEnum):

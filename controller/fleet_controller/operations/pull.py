@@ -6,6 +6,7 @@ what they told meanwhile from their jobs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.events import HostEvent
@@ -17,6 +18,7 @@ from fleet_controller.operations.pull_carrier import PullCarrier
 from fleet_controller.operations.pull_plan import load_pull_plan
 from fleet_controller.pulling.store import PullStore
 
+LOOK_SECONDS = 0.5
 SETTLED = (PullPart.HAS, PullPart.REFUSE, PullPart.FAIL)
 
 
@@ -58,11 +60,28 @@ async def _run(context: FleetContext, pull: PlannedPull) -> AsyncGenerator[HostE
             yield event
 
 
+async def stop_pulls(context: FleetContext, plan_id: str) -> AsyncGenerator[HostEvent]:
+    """Ends what a plan of `plan_pull` would go on with; each of its hosts ends with one `done` event."""
+    for pull in load_pull_plan(context, plan_id).pulls:
+        message = "no such pull runs"
+        if pull.resumes:
+            await stop(context, pull)
+            message = "stopped; what has arrived stays"
+        for host in pull.hosts:
+            yield HostEvent(host=host.host, stage="pull", message=message, done=True, changed=pull.resumes)
+
+
 async def stop(context: FleetContext, pull: PlannedPull) -> None:
-    """Ends a pull, whoever carries it out: its relays are told to end; what has arrived stays."""
-    PullStore(context.database).stop(pull.pull_id)
-    async for _ in carry_out(context, pull):
-        pass
+    """Returns once its relays were told to end, by whoever carries it out, or by us where nobody does."""
+    store = PullStore(context.database)
+    store.stop(pull.pull_id)
+    elsewhere = context.running.digest_of(("pull", pull.pull_id)) is None and store.is_carried_out(pull.pull_id)
+    if not elsewhere:
+        async for _ in carry_out(context, pull):
+            pass
+    while elsewhere:
+        await asyncio.sleep(LOOK_SECONDS)
+        elsewhere = store.is_carried_out(pull.pull_id)
 
 
 async def resume_all(context: FleetContext) -> None:

@@ -140,7 +140,7 @@ def _planned(
     hosts = [host for host in hosts if host.host in asked_for or host.part is PullPart.HEAD]
     origin = [request.source, request.folder_host, request.folder]
     digest = hashlib.sha256("\n".join([files.model_dump_json(), *origin, *sorted(asked_for)]).encode()).hexdigest()
-    earlier = _unfinished(context, digest, files.repository)
+    earlier = _unfinished(context, digest, files.repository, request.stop)
     pull_id = earlier.pull_id if earlier is not None else secrets.token_hex(5)
     return PlannedPull(
         pull_id=pull_id,
@@ -154,15 +154,14 @@ def _planned(
     )
 
 
-def _unfinished(context: FleetContext, digest: str, repository: str) -> PlannedPull | None:
+def _unfinished(context: FleetContext, digest: str, repository: str, may_be_busy: bool) -> PlannedPull | None:
     """A pull of the same files onto the same hosts that was not ended: it is gone on with. Raises OperationError."""
     store = PullStore(context.database)
     found = next((pull for pull in store.running() if pull.digest == digest), None)
-    if found is not None and context.running.digest_of(("pull", found.pull_id)) is None:
-        with store.carrying_out(found.pull_id) as free:
-            if not free:
-                message = f"another terminal is at this pull of {repository}"
-                raise OperationError("pull-busy", message, "wait for it; repeat the command to see what is left")
+    ours = found is None or context.running.digest_of(("pull", found.pull_id)) is not None
+    if found is not None and not ours and not may_be_busy and store.is_carried_out(found.pull_id):
+        message = f"another terminal is at this pull of {repository}"
+        raise OperationError("pull-busy", message, "wait for it, or end it: the same command with --stop")
     return found
 
 

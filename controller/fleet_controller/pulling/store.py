@@ -112,6 +112,11 @@ class PullStore:
             else:
                 yield True
 
+    def is_carried_out(self, pull_id: str) -> bool:
+        """Whether some process does; asked of the lock, so that a dead one counts for nothing."""
+        with self.carrying_out(pull_id) as ours:
+            return not ours
+
 
 def create_pulls(connection: sqlite3.Connection) -> None:
     """The first form of the tables."""

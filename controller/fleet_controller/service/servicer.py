@@ -110,9 +110,10 @@ class ControllerServicer(GeneratedServicer):
         return pull_wire.plan_message(plan)
 
     async def Pull(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        from fleet_controller.operations.pull import run_pulls
+        from fleet_controller.operations.pull import run_pulls, stop_pulls
 
-        async for message in _stream(run_pulls(self._context, request.plan_id), controller_pb2.HostEvent, context):
+        carry_out = stop_pulls if request.stop else run_pulls
+        async for message in _stream(carry_out(self._context, request.plan_id), controller_pb2.HostEvent, context):
             yield message
 
     async def ListArtifacts(self, request: Any, context: Any) -> AsyncIterator[Any]:

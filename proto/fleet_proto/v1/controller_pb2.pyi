@@ -285,6 +285,7 @@ class PullRequest(_message.Message):
     FOLDER_FIELD_NUMBER: _builtins.int
     FOLDER_HOST_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """as in PlanDeployRequest"""
     pattern: _builtins.str
@@ -300,6 +301,8 @@ class PullRequest(_message.Message):
     """the host that the folder is on; empty = the controller's machine"""
     backend: _builtins.str
     """whose format is wanted; empty = what a deploy would take"""
+    stop: _builtins.bool
+    """it is to be ended, so another terminal may be at it"""
     def __init__(
         self,
         *,
@@ -312,10 +315,11 @@ class PullRequest(_message.Message):
         folder: _builtins.str = ...,
         folder_host: _builtins.str = ...,
         backend: _builtins.str = ...,
+        stop: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "folder", b"folder", "folder_host", b"folder_host", "model", b"model", "pattern", b"pattern", "quantization", b"quantization", "rate_bytes_per_second", b"rate_bytes_per_second", "repository", b"repository", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "folder", b"folder", "folder_host", b"folder_host", "model", b"model", "pattern", b"pattern", "quantization", b"quantization", "rate_bytes_per_second", b"rate_bytes_per_second", "repository", b"repository", "source", b"source", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,15 +459,19 @@ class RunPullRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLAN_ID_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
+    stop: _builtins.bool
+    """ends what the plan would go on with; what has arrived stays"""
     def __init__(
         self,
         *,
         plan_id: _builtins.str = ...,
+        stop: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,6 +30,7 @@ CONFIG = b'{"model_type": "none"}'
 WEIGHTS_BYTES = 24_000_000
 # Slow enough to be in the middle of it when something is killed.
 SLOW = "4MB"
+VERY_SLOW = "500KB"
 SLOW_HUB_BYTES_PER_SECOND = 4_000_000
 # More than the planner reads of a header (4 MiB), less than the model has.
 HELD_BYTES = 5 << 20
@@ -256,6 +257,33 @@ def test_a_terminal_that_was_closed_is_followed_by_the_same_command(fleet: Fleet
     assert outcomes(ended) == dict.fromkeys(HOSTS, True)
     assert_everywhere(fleet, hub, repository)
     assert fetched_bytes(hub, repository) <= 1.01 * (WEIGHTS_BYTES + len(CONFIG))
+
+
+def test_a_pull_is_ended_by_the_same_command(fleet: FleetWorld, hub: StandInHub) -> None:
+    repository = put_model(hub, "ended")
+    watching = start(fleet, *pull(repository, "--rate", VERY_SLOW))
+    eventually(lambda: has_begun(fleet, "c", repository), "c has a part", PATIENT_SECONDS)
+    refused = fleet.run(*pull(repository), code=3).stderr
+    assert "another terminal is at this pull" in refused
+    assert "--stop" in refused
+    stopped = fleet.document(*pull(repository, "--stop"))
+    assert {host["message"] for host in stopped["hosts"]} == {"stopped; what has arrived stays"}
+    said, _ = watching.communicate(timeout=PATIENT_SECONDS)
+    assert watching.returncode == 1
+    assert "a: stopped; what has arrived stays" in said
+    assert not any(relay_pids(fleet, host) for host in HOSTS)
+    assert has_begun(fleet, "c", repository)
+    assert "no such pull runs" in fleet.run(*pull(repository, "--stop")).stdout
+    assert not fleet.document(*pull(repository))["pulls"][0]["resumes"]
+    assert_everywhere(fleet, hub, repository)
+    # What a terminal that was closed has left behind ends, too.
+    repository = put_model(hub, "left")
+    watching = start(fleet, *pull(repository, "--rate", VERY_SLOW))
+    eventually(lambda: has_begun(fleet, "c", repository), "c has a part", PATIENT_SECONDS)
+    watching.kill()
+    watching.communicate()
+    fleet.run(*pull(repository, "--stop"))
+    assert not any(relay_pids(fleet, host) for host in HOSTS)
 
 
 def test_a_host_that_has_it_is_the_source(fleet: FleetWorld, hub: StandInHub) -> None:
