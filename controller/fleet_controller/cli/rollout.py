@@ -32,7 +32,7 @@ def show(number: int | None = NUMBER, as_json: bool = JSON) -> None:
 
 @app.command()
 def watch(number: int | None = NUMBER, as_json: bool = JSON) -> None:
-    """Look on while a rollout goes its way; one whose controller died is continued."""
+    """Look on while a rollout goes its way, whoever carries it out; changes nothing."""
     from fleet_controller.cli.rollout_command import run_action
 
     run_action("watch", number, yes=True, as_json=as_json)

@@ -18,6 +18,7 @@ from fleet_controller.operations.pull_deploy import stop_shared_pulls
 from fleet_controller.operations.restoring import demand_ours, restore
 from fleet_controller.operations.rollout_carrier import POLL_SECONDS, key_of
 from fleet_controller.operations.rollout_views import in_words, unknown
+from fleet_controller.operations.rollout_watching import look_on
 from fleet_controller.operations.rollouts import carry_out
 from fleet_controller.rolling.neighbours import later_one
 from fleet_controller.rolling.next_step import resumed
@@ -58,6 +59,9 @@ async def change(context: FleetContext, action: RolloutAction, number: int | Non
         async for event in context.running.join(
             ("undo", str(rollout.number)), "", lambda: undo(context, rollout.number)
         ):
+            yield event
+    elif action is RolloutAction.WATCH and context.running.digest_of(key_of(rollout.number)) is None:
+        async for event in look_on(store, rollout.number):
             yield event
     else:
         if action is RolloutAction.RESUME and not store.is_carried_out(rollout.number):
