@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.rollouts import Before, HostPhase, Rollout, RolloutHost, RolloutState, Strategy
 from fleet_controller.settings import private_folder
 from fleet_controller.state import StateDatabase
+
+LOCK_TRIES, LOCK_PAUSE_SECONDS = 5, 0.02
 
 _COLUMNS = "number, plan_id, title, service, strategy, state, reason, created_unix_ms"
 _UPDATE_HOST = (
@@ -123,17 +126,12 @@ class RolloutStore:
     def carrying_out(self, number: int) -> Iterator[bool]:
         """Whether this process is the one that carries the rollout out, until the end of the block."""
         with self._lock_file(str(number)).open("a", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+            yield _locked(lock, LOCK_TRIES)
 
     def is_carried_out(self, number: int) -> bool:
         """Whether some process does; asked of the lock, so that a dead one counts for nothing."""
-        with self.carrying_out(number) as ours:
-            return not ours
+        with self._lock_file(str(number)).open("a", encoding="ascii") as lock:
+            return not _locked(lock, 1)
 
     def _lock_file(self, name: str) -> Path:
         return private_folder(self._database.path.parent / "rollouts") / f"{name}.lock"
@@ -150,6 +148,19 @@ class RolloutStore:
             )
             found.append(_rollout(row, hosts.fetchall()))
         return tuple(found)
+
+
+def _locked(lock: IO[str], tries: int) -> bool:
+    """Several tries: whoever only asks whether somebody has it takes it for a moment himself."""
+    for left in reversed(range(tries)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if left:
+                time.sleep(LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    return False
 
 
 def create_rollouts(connection: sqlite3.Connection) -> None:

@@ -1,5 +1,6 @@
 """Rollouts in the database: whole, in order, and carried out by one process."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -94,6 +95,20 @@ def test_a_dead_process_carries_nothing_out(store: RolloutStore, tmp_path: Path)
             assert not ours
         os.kill(process.pid, signal.SIGKILL)
     assert not store.is_carried_out(1)
+
+
+def test_somebody_who_only_asks_keeps_nobody_from_beginning(
+    store: RolloutStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create(FRESH, "")
+    with store.carrying_out(1):
+        pass
+    asking = (tmp_path / "rollouts" / "1.lock").open("a")
+    fcntl.flock(asking, fcntl.LOCK_EX)
+    assert store.is_carried_out(1)
+    monkeypatch.setattr("fleet_controller.rolling.store.time.sleep", lambda seconds: asking.close())
+    with store.carrying_out(1) as ours:
+        assert ours
 
 
 def test_a_database_of_before_has_its_tables_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
