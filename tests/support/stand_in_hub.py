@@ -298,19 +298,24 @@ class _Handler(BaseHTTPRequestHandler):
         if "lfs" in entry:
             self.send_header("X-Linked-ETag", f'"{etag}"')
             self.send_header("X-Linked-Size", str(len(content)))
+        end = self._end(len(content))
         if partial:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(end - start))
         if self.command == "HEAD":
             self.end_headers()
         else:
-            self._body(repository, name, content, start)
+            self._body(repository, name, content[:end], start)
 
     def _start(self, size: int) -> int | None:
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        found = re.fullmatch(r"bytes=(\d+)-(?:\d+)?", self.headers.get("Range") or "")
         if found is None or self.hub.behaviour.ignore_range:
             return 0
         return int(found[1]) if int(found[1]) < size else None
+
+    def _end(self, size: int) -> int:
+        found = re.fullmatch(r"bytes=\d+-(\d+)", self.headers.get("Range") or "")
+        return size if found is None or self.hub.behaviour.ignore_range else min(int(found[1]) + 1, size)
 
     def _body(self, repository: str, name: str, content: bytes, start: int) -> None:
         behaviour = self.hub.behaviour

@@ -24,8 +24,9 @@ def resolve_everything(
     found = everything_of(request, catalog, lister, token)
     if request.repository:
         return found  # its headers are read
-    artifacts, _ = with_headers(found.artifacts, file_address, token)
-    return found.model_copy(update={"artifacts": artifacts})
+    artifacts, estimated = with_headers(found.artifacts, file_address, token)
+    warnings = (*found.warnings, estimated) if estimated else found.warnings
+    return found.model_copy(update={"artifacts": artifacts, "warnings": warnings})
 
 
 def everything_of(request: DeployRequest, catalog: Catalog, lister: Lister, token: str | None = None) -> ResolvedModel:

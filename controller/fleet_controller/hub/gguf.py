@@ -33,6 +33,7 @@ _ARRAY_KEPT = 4096  # vocabularies and merges are skipped: nothing here needs th
 _FIRST_PIECE_BYTES = 4 << 20
 _LARGEST_HEADER_BYTES = 256 << 20
 _LARGEST_COUNT = 1 << 24
+_TIMEOUT_SECONDS = 20.0
 
 Value = int | float | bool | str | list[int | float | bool | str] | None
 
@@ -50,7 +51,7 @@ class GgufTensor:
 class GgufHeader:
     """What a header says. Long arrays (vocabularies) are None, but `array_lengths` has how long they are.
 
-    `tensor_bytes` is None with a type we do not know.
+    `tensor_bytes` is None with a type we do not know. The table of tensors begins at `tensors_at`.
     """
 
     version: int
@@ -58,6 +59,7 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     array_lengths: dict[str, int]
     header_bytes: int
+    tensors_at: int = 0
 
     @property
     def tensor_count(self) -> int:
@@ -169,8 +171,18 @@ def _parse(reader: _Reader) -> GgufHeader:
         values[key] = reader.value(kind)
         if kind == _ARRAY:
             lengths[key] = reader.last_array_length
+    tensors_at = reader.position
     tensors = tuple(_tensor(reader) for _ in range(tensor_count))
-    return GgufHeader(version, values, tensors, lengths, reader.position)
+    return GgufHeader(version, values, tensors, lengths, reader.position, tensors_at)
+
+
+def parse_tensors(data: bytes, count: int) -> tuple[GgufTensor, ...]:
+    """A table of `count` tensors at the start of `data`. Raises GgufError where it is none."""
+    reader = _Reader(data)
+    try:
+        return tuple(_tensor(reader) for _ in range(count))
+    except _NeedMoreError as error:
+        raise GgufError("the table of tensors is cut off", "fetch the file again") from error
 
 
 def _tensor(reader: _Reader) -> GgufTensor:
@@ -214,15 +226,15 @@ def _read_growing(file: BinaryIO, size: int) -> GgufHeader:
                 ) from error
 
 
-def read_url(url: str, token: str | None = None, timeout_seconds: float = 20.0) -> GgufHeader:
-    """The header of a file on a hub, by HTTP Range (blocking).
+def read_url(url: str, token: str | None = None, first_piece_bytes: int = _FIRST_PIECE_BYTES) -> GgufHeader:
+    """The header of a file on a hub, by HTTP Range in pieces that double (blocking).
 
     Raises GgufError, HubUnreachableError, RepositoryGatedError.
     """
     data = b""
     while True:
-        wanted = max(_FIRST_PIECE_BYTES, len(data))
-        piece = _fetch(url, token, len(data), wanted, timeout_seconds)
+        wanted = max(first_piece_bytes, len(data))
+        piece = fetch(url, token, len(data), wanted)
         data += piece
         try:
             return _parse(_Reader(data))
@@ -231,14 +243,18 @@ def read_url(url: str, token: str | None = None, timeout_seconds: float = 20.0) 
                 raise GgufError(f"{url} is cut off after {len(data)} bytes", "choose another file") from error
 
 
-def _fetch(url: str, token: str | None, start: int, size: int, timeout_seconds: float) -> bytes:
+def fetch(url: str, token: str | None, start: int, size: int) -> bytes:
+    """[start, start + size) of a file on a hub, less where it ends before (blocking).
+
+    Raises HubUnreachableError, RepositoryGatedError.
+    """
     headers = {"Range": f"bytes={start}-{start + size - 1}"}
     request = urllib.request.Request(url, headers=headers)
     if token:
         # Not sent on to the storage that the hub redirects to: it signs its addresses itself.
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             given = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
             answer.read(start - int(given[1] if given else 0))  # a server that ignores Range starts at the beginning
             body: bytes = answer.read(size)

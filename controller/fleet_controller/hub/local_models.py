@@ -33,11 +33,16 @@ def _local_gguf(path: str) -> ModelArtifact:
     parts = gguf_files.local_parts(path)
     artifact = ModelArtifact(format=GGUF, quantization=quantization_of_file(path), local_path=path, local_parts=parts)
     file = Path(path)
-    if not file.is_absolute() or not file.is_file():
+    if not file.is_absolute() or not file.exists():
         return artifact
+    if file.is_dir():
+        raise NoFilesError(f"{path} is a folder", "name a .gguf file")
     files = [Path(part) for part in parts or (path,)]
     gguf_files.demand_all_parts([str(part) for part in files if part.is_file()], "this machine")
-    headers = [gguf.read_file(part) for part in files]
+    try:
+        headers = [gguf.read_file(part) for part in files]
+    except OSError as error:
+        raise NoFilesError(f"{path} cannot be read here: {error.strerror}", "let your user read it") from error
     return artifact.model_copy(
         update={
             "weights_bytes": sum(part.stat().st_size for part in files),
@@ -50,9 +55,16 @@ def _local_gguf(path: str) -> ModelArtifact:
 
 def _local_folder(path: str) -> ModelArtifact:
     folder = Path(path)
-    if not folder.is_absolute() or not (folder / "config.json").is_file():
+    if not folder.is_absolute() or not folder.exists():
         return ModelArtifact(format=SAFETENSORS, local_path=path)
-    config = config_json.parse_config((folder / "config.json").read_text(encoding="utf-8"))
+    meant = "name a .gguf file, or a folder with config.json and .safetensors"
+    try:
+        text = (folder / "config.json").read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoFilesError(f"{path} is neither a .gguf file nor a folder with config.json", meant) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoFilesError(f"{path}/config.json cannot be read here: {error}", meant) from error
+    config = config_json.parse_config(text)
     return ModelArtifact(
         format=MLX if config_json.is_mlx(config) else SAFETENSORS,
         quantization=config_json.quantization_of(config),

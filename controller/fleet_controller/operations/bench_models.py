@@ -24,7 +24,10 @@ from fleet_controller.operations.bench_cell import planned_cell
 from fleet_controller.operations.bench_fitting import fitting, running_same
 from fleet_controller.operations.bench_identity import artifact_digest
 from fleet_controller.operations.bench_served import served_cells
+from fleet_controller.operations.choosing_models import unknown_path
 from fleet_controller.operations.problems import problem_of
+from fleet_controller.planning.plan import located
+from fleet_inventory.host_file import Transport
 
 DEFAULT_BACKENDS = ("llama.cpp", "mlx-lm")
 
@@ -95,6 +98,9 @@ def _new_cell(
     part: Part,
     note: str,
 ) -> PlannedCell:
+    missing = unknown_path(case.host, located(case.facts, resolved))
+    if missing is not None and case.host.transport is Transport.LOCAL:
+        raise CellStopped(CellAction.FAIL, missing)
     asked = part
     part, plan, steps, disk_bytes = fitting(case, resolved, artifact, backend, client, asked)
     spec = plan.service

@@ -19,7 +19,7 @@ from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import DesiredState
 from fleet_controller.memory_store import load_observations
 from fleet_controller.operations.choosing_knowledge import Knowledge
-from fleet_controller.operations.choosing_models import Asked, KnownState, resolved_models, with_served
+from fleet_controller.operations.choosing_models import Asked, KnownState, resolved_models, unknown_path, with_served
 from fleet_controller.operations.choosing_next import next_commands
 from fleet_controller.operations.choosing_options import Question, decision_with_cells
 from fleet_controller.operations.context import FleetContext
@@ -137,6 +137,10 @@ def _model_choice(
     except PlanProblem as problem:
         return ModelChoice(model=resolved.name, problem=problem.problem), None
     decision, cells = decision_with_cells(host.name, state.facts, resolved, considered.candidates, knowledge, question)
+    if running is None and not any(ranked.standing.is_known for ranked in decision.ranked):
+        nothing = unknown_path(host, located(state.facts, resolved))
+        if nothing is not None:
+            return ModelChoice(model=resolved.name, problem=nothing), None
     unusable = [f"{name} is of no use here: {why}" for name, why in considered.unusable]
     asked = request.context_length or 0
     too_long = [beyond_its_context(resolved, one.choice.artifact, asked) for one in considered.candidates[:1]]

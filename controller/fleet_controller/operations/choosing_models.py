@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.facts import HostFacts
@@ -11,6 +12,7 @@ from fleet_controller.domain.resolved import ResolvedModel
 from fleet_controller.domain.services import ServiceSpec, ServiceStatus
 from fleet_controller.operations.problems import OperationError
 from fleet_controller.operations.resolving import named, resolve_everything_for
+from fleet_inventory.host_file import Transport
 from fleet_inventory.hosts import Host
 
 Hub = tuple[str, str]
@@ -46,6 +48,23 @@ async def _resolved(request: DeployRequest, hub: Hub) -> Asked:
         return request, await resolve_everything_for(request, *hub)
     except Exception as error:
         return request, error
+
+
+def unknown_path(host: Host, resolved: ResolvedModel) -> Problem | None:
+    """Why nothing can be said of a path that this machine does not have; None of all else."""
+    path = next((item.local_path for item in resolved.artifacts if item.local_path and item.weights_bytes is None), "")
+    if not path:
+        return None
+    if host.transport is Transport.LOCAL:
+        if Path(path).exists():
+            return None  # in its model folder
+        message = f"there is no {path} on this machine"
+        return Problem(code="no-model-file", message=message, remedy="check the path, or give --repo owner/name")
+    return Problem(
+        code="model-unknown",
+        message=f"nothing is known of {path}: this machine does not have it, and on the host only a server opens it",
+        remedy=f"fleet deploy {path} --hosts {host.name} checks it and serves it; --repo owner/name tells more",
+    )
 
 
 async def with_served(

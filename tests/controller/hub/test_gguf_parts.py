@@ -22,12 +22,16 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def gguf(tensors: dict[str, tuple[tuple[int, ...], int]], **keys: int) -> bytes:
-    """A header, with its data left out where nobody reads them."""
+def gguf(
+    tensors: dict[str, tuple[tuple[int, ...], int]], words: tuple[str, ...] = (), note: str = "", /, **keys: int
+) -> bytes:
+    """A header, with its data left out where nobody reads them; `words` are its vocabulary."""
     named = b"".join(
         text(f"qwen3.{key.replace('__', '.')}") + struct.pack("<II", 4, item) for key, item in keys.items()
     )
     body = text("general.architecture") + struct.pack("<I", 8) + text("qwen3") + named
+    body += text("quantize.imatrix.file") + struct.pack("<I", 8) + text(note)
+    body += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, len(words)) + b"".join(map(text, words))
     infos = b"".join(
         text(name)
         + struct.pack("<I", len(shape))
@@ -35,7 +39,7 @@ def gguf(tensors: dict[str, tuple[tuple[int, ...], int]], **keys: int) -> bytes:
         + struct.pack("<IQ", kind, 0)
         for name, (shape, kind) in tensors.items()
     )
-    return b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys) + 1) + body + infos
+    return b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys) + 3) + body + infos
 
 
 KEYS = {"block_count": 2, "embedding_length": 64, "attention__head_count": 2, "feed_forward_length": 96,
@@ -108,13 +112,47 @@ def test_headers_are_read_by_range_and_no_file_is_fetched(hub: StandInHub) -> No
     assert hub.bytes_served() < size
 
 
-def test_of_many_quantizations_one_is_read_and_the_others_are_in_proportion(hub: StandInHub) -> None:
-    for quantization in ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M"):
-        add(hub, quantization, Q8_0)
+VOCABULARY = tuple(f"word {number}" * 40 for number in range(20_000))  # some MB, as real headers have
+
+
+def with_vocabulary(kind: int, note: str = "") -> bytes:
+    """As the quantizations of a repository are: the same keys but for a few, the same tensors in other types."""
+    return gguf(tensors(kind), VOCABULARY, note, **KEYS)
+
+
+def test_of_many_quantizations_one_header_is_read_whole_and_of_the_others_the_table_of_tensors(hub: StandInHub) -> None:
+    kinds = {"Q8_0": Q8_0, "F16": F16, "Q6_K": Q8_0, "BF16": F16, "Q5_K_M": Q8_0, "Q4_K_M": F16}
+    for number, (quantization, kind) in enumerate(kinds.items()):
+        content = with_vocabulary(kind, "x" * 500 * number)
+        hub.add(REPOSITORY, f"shaped-{quantization}.gguf", content + bytes(12 << 20))
     resolved = resolve_model(DeployRequest(repository=REPOSITORY), load_catalog(), hub.url)
-    parts = [item.parts for item in resolved.artifacts if item.parts is not None]
-    assert len(parts) == 5 and all(item.embedding_bytes for item in parts)
-    assert len(hub_files_read(hub)) == 1
+    assert {item.quantization: item.parts for item in resolved.artifacts} == {
+        quantization: parts_of([parse_header(gguf(tensors(kind), **KEYS))]) for quantization, kind in kinds.items()
+    }
+    assert resolved.warnings == ()
+    assert len(hub_files_read(hub)) == len(kinds)
+    assert hub.bytes_served() < 2 * len(with_vocabulary(F16)) + len(kinds) * (256 << 10)
+
+
+def test_a_file_of_another_network_is_read_for_itself(hub: StandInHub) -> None:
+    add(hub, "Q8_0", Q8_0)
+    other = tensors(F16) | {"blk.1.attn_q.weight": ((64, 64), F16)}
+    hub.add(REPOSITORY, "shaped-F16.gguf", gguf(other, **KEYS) + bytes(12 << 20))
+    resolved = resolve_model(DeployRequest(repository=REPOSITORY), load_catalog(), hub.url)
+    found = {item.quantization: item.parts for item in resolved.artifacts}
+    assert found["F16"] == parts_of([parse_header(gguf(other, **KEYS))])
+    assert found["Q8_0"] == parts_of([parse_header(gguf(tensors(Q8_0), **KEYS))])
+
+
+def test_what_rests_on_an_estimate_is_said(hub: StandInHub) -> None:
+    add(hub, "Q8_0", Q8_0)
+    hub.add(REPOSITORY, "shaped-F16.gguf", b"no GGUF at all" + bytes(1 << 20))
+    resolved = resolve_model(DeployRequest(repository=REPOSITORY), load_catalog(), hub.url)
+    (warning,) = resolved.warnings
+    assert warning.startswith(
+        "memory of F16 is an estimate from the size of their files, since the header of shaped-F16"
+    )
+    assert all(item.parts is not None for item in resolved.artifacts)
 
 
 def test_the_one_that_was_asked_for_is_read(hub: StandInHub) -> None:
