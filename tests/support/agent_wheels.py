@@ -7,9 +7,12 @@ import hashlib
 import os
 import platform
 import shutil
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 from fleet_controller.bringup.wheelhouse import fetch_uv, fetch_wheels
+from fleet_controller.bringup.wheels import Release, agent_release, release_of
 from fleet_controller.transport.deploy_files import deploy_text
 from fleet_controller.transport.discovery import HostPlatform
 
@@ -44,3 +47,19 @@ async def _fetch(folder: Path, requirements: str, python: tuple[int, int], with_
     await fetch_wheels(folder, requirements, this_platform(), python)
     if with_uv:
         await fetch_uv(folder, this_platform())
+
+
+def release_with(name: str, source: str) -> Release:
+    """This agent with one file replaced."""
+    wheels = {}
+    for wheel, data in agent_release().wheels.items():
+        old, buffer = ZipFile(BytesIO(data)), BytesIO()
+        with ZipFile(buffer, "w") as new:
+            for entry in old.namelist():
+                if entry.endswith("/RECORD"):
+                    kept = [line for line in old.read(entry).decode().splitlines() if not line.startswith(name)]
+                    new.writestr(entry, "\n".join([*kept, f"{name},,", ""]) if len(kept) else "")
+                else:
+                    new.writestr(entry, source if entry == name else old.read(entry))
+        wheels[wheel] = buffer.getvalue()
+    return release_of(wheels, agent_release().requirements)

@@ -19,18 +19,16 @@ from fleet_agent.process import (
     is_child,
     terminate_tree,
     tree_members,
-    wait_gone,
 )
-from fleet_agent.services.admission import Devices, listens
-from fleet_agent.services.causes import exit_problem, hopeless, recognise
+from fleet_agent.services.admission import Devices
+from fleet_agent.services.attendance import Attendance, since_start
+from fleet_agent.services.causes import exit_problem, recognise
 from fleet_agent.services.commands import CommandFailedError, end_command, run_command
 from fleet_agent.services.ending import end_remains
 from fleet_agent.services.journal import Remains, ServiceRecord, Successor
 from fleet_agent.services.launch import NOBODY, TOKEN_VARIABLE, Launch, find_by_marker, spawn_marked
 from fleet_agent.services.logs import ServiceLog
 from fleet_agent.services.model import (
-    DEFAULT_INTERVAL_SECONDS,
-    DEFAULT_START_LIMIT_SECONDS,
     DesiredState,
     Problem,
     ServiceSpec,
@@ -38,7 +36,6 @@ from fleet_agent.services.model import (
     ServiceStatus,
     ToolRun,
 )
-from fleet_agent.services.readiness import ProbeOutcome, ProgressMeter, measure, probe
 from fleet_agent.services.status import status_of
 from fleet_agent.services.transitions import (
     Abandoned,
@@ -47,8 +44,6 @@ from fleet_agent.services.transitions import (
     Event,
     Exited,
     Lost,
-    ProbeFailed,
-    ProbeSucceeded,
     Refused,
     Requested,
     RestartPolicy,
@@ -60,10 +55,6 @@ from fleet_agent.services.transitions import (
 from fleet_agent.tasks import end_task
 
 DEFAULT_GRACE_SECONDS = 20.0
-_CAUSE_LINES = 200
-_FIRST_POLL_SECONDS = 0.05
-_LONGEST_POLL_SECONDS = 1.0
-_DOUBT_POLL_SECONDS = 2.0  # after a failed probe, so that "unhealthy" is not three long intervals late
 
 _logger = logging.getLogger(__name__)
 
@@ -99,7 +90,6 @@ class ManagedService:
         self._task: asyncio.Task[None] | None = None
         self._watchers: set[asyncio.Queue[ServiceRecord | None]] = set()
         self._seen_members: tuple[ProcessIdentity, ...] = ()
-        self._ending: Problem | None = None
         self._paused: Problem | None = None
 
     @property
@@ -119,6 +109,10 @@ class ManagedService:
         process = self.record.process
         return tree_members(process) if process is not None and is_alive(process) else ()
 
+    def note_members(self) -> None:
+        """What runs now ends with the server, also where it left the server's session."""
+        self._seen_members = self.members()
+
     def all_members(self) -> tuple[ProcessIdentity, ...]:
         """Also those of a former server that is ending."""
         leaving = [one.process for one in self.record.leaving if one.process is not None and is_alive(one.process)]
@@ -130,10 +124,10 @@ class ManagedService:
         """Takes up what the journal knows after an agent's start: the running server, or a start of a new one."""
         process = self.record.process or self._find_unrecorded()
         if process is not None and (self.state not in _WITH_PROCESS or not is_alive(process)):
-            self._change(Requested())  # nobody may take a server for READY that died with the agent before
+            self.change(Requested())  # nobody may take a server for READY that died with the agent before
         if process is not None and process != self.record.process:
             _logger.info("%s: pid %d was started right before a crash; it is ours", self.name, process.pid)
-            self._change(Spawned(), process=process, problem=None, persist=True)
+            self.change(Spawned(), process=process, problem=None, persist=True)
         if not self.wanted:
             self._task = asyncio.ensure_future(self._finish_stop())
             return
@@ -141,7 +135,7 @@ class ManagedService:
             self._task = asyncio.ensure_future(self._finish_pause(self._paused))
             return
         if process is None and self.state not in (ServiceState.STARTING, ServiceState.BACKING_OFF):
-            self._change(Requested(), problem=None, persist=True)
+            self.change(Requested(), problem=None, persist=True)
         self._begin()
 
     def _find_unrecorded(self) -> ProcessIdentity | None:
@@ -177,7 +171,7 @@ class ManagedService:
 
     def unwanted(self) -> None:
         """The desired state first, so that a crash before the end still leads there."""
-        self._change(None, desired=DesiredState.STOPPED, persist=True)
+        self.change(None, desired=DesiredState.STOPPED, persist=True)
 
     def resume(self) -> None:
         """Watches on after release()."""
@@ -195,7 +189,7 @@ class ManagedService:
         try:
             await self.halt(grace_seconds)
         except ProblemError as error:
-            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            self.change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             raise
 
     def hold_from_start(self, problem: Problem) -> None:
@@ -211,9 +205,9 @@ class ManagedService:
             await self.halt(DEFAULT_GRACE_SECONDS)
         except ProblemError as error:
             self._paused = None
-            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            self.change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             return
-        self._change(None, problem=problem, persist=True)
+        self.change(None, problem=problem, persist=True)
 
     async def unpause(self) -> None:
         """Starts it again where it was paused and is still wanted."""
@@ -222,7 +216,7 @@ class ManagedService:
         await self.release()
         self._paused = None
         if self.wanted:
-            self._change(Requested(), problem=None, persist=True)
+            self.change(Requested(), problem=None, persist=True)
             self._begin()
 
     async def release(self) -> None:
@@ -270,19 +264,20 @@ class ManagedService:
                 process = self.record.process
                 if process is not None:
                     watched = is_alive(process) or is_child(process)
+                    attendance = Attendance(self, self.log, process)
                     if watched:
-                        await self._attend(process)
+                        await attendance.run()
                     # What a dead server left behind (workers that hold the device) goes before the next start.
                     await self._end_members(process, DEFAULT_GRACE_SECONDS)
-                    self._note_exit(process) if watched else self._note_loss(process)
+                    self._note_exit(process, attendance.ending) if watched else self._note_loss(process)
             await self._undo_start()
         except ProblemError as error:
             _logger.error("%s: given up: %s", self.name, error)
-            self._change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            self.change(Abandoned(), problem=Problem(error.code, error.message, error.remedy), persist=True)
         except Exception:
             _logger.exception("%s: its supervision failed", self.name)
             problem = Problem("internal-error", "the agent's supervision of this service failed", "see the agent's log")
-            self._change(Abandoned(), problem=problem, persist=True)
+            self.change(Abandoned(), problem=problem, persist=True)
 
     async def _wait_for_turn(self) -> None:
         next_start_at = self.record.condition.next_start_at
@@ -296,7 +291,7 @@ class ManagedService:
         spec = self.record.spec
         try:
             if spec.before_start or spec.after_stop:
-                self._change(Begun(), persist=True)
+                self.change(Begun(), persist=True)
             await self._undo_start()
             launch = await self._context.prepare(spec, self)
             for run in spec.before_start:
@@ -309,16 +304,16 @@ class ManagedService:
             process = spawn_marked(launch, self._context.folder, spec.name, token, self.log)
         except CommandFailedError as error:
             _logger.warning("%s: its start failed: %s", self.name, error.problem.message.splitlines()[0])
-            self._change(StartFailed(error.permanent), problem=error.problem, persist=True)
+            self.change(StartFailed(error.permanent), problem=error.problem, persist=True)
             return
         except ProblemError as error:
-            self._change(Refused(), problem=Problem(error.code, error.message, error.remedy), persist=True)
+            self.change(Refused(), problem=Problem(error.code, error.message, error.remedy), persist=True)
             return
         except OSError as error:
             problem = Problem("cannot-start", f"it could not be started: {error}", "see `fleet doctor` for this host")
-            self._change(Refused(), problem=problem, persist=True)
+            self.change(Refused(), problem=problem, persist=True)
             return
-        self._change(Spawned(), process=process, problem=None, persist=True)
+        self.change(Spawned(), process=process, problem=None, persist=True)
         _logger.info("%s: started as pid %d", self.name, process.pid)
 
     async def _undo_start(self) -> None:
@@ -336,21 +331,21 @@ class ManagedService:
         launch = self._context.command(self.record.spec, run)
 
         def note(command: ProcessIdentity) -> None:
-            self._change(None, command=command, persist=True)
+            self.change(None, command=command, persist=True)
 
         try:
             await run_command(launch, run.limit_seconds, self._context.folder, self.log, note)
         except CommandFailedError:
-            self._change(None, command=None)
+            self.change(None, command=None)
             raise
-        self._change(None, command=None)
+        self.change(None, command=None)
 
     async def _end_command(self) -> None:
         """What was running before a start or after an end when somebody stopped the service, or the agent died."""
         command = self.record.command
         if command is not None:
             await end_command(command)
-            self._change(None, command=None)
+            self.change(None, command=None)
 
     async def _end_leaving(self) -> None:
         """Ends what a hand-over left: the former server, and the one with which the new one was tried."""
@@ -359,7 +354,7 @@ class ManagedService:
         if self.record.process is not None:
             self._take_log()
         stuck = [one for one in self.record.leaving if await self._outlives(one)]
-        self._change(None, leaving=tuple(stuck), persist=True)
+        self.change(None, leaving=tuple(stuck), persist=True)
 
     async def _outlives(self, remains: Remains) -> bool:
         left = await end_remains(remains, DEFAULT_GRACE_SECONDS)
@@ -377,105 +372,22 @@ class ManagedService:
         except OSError as error:
             _logger.warning("%s: its log could not be renamed: %s", self.name, error)
 
-    async def _attend(self, process: ProcessIdentity) -> None:
-        """Probes the server until it has ended, by itself or because it made no progress."""
-        self._ending = None
-        gone = asyncio.ensure_future(wait_gone(process))
-        meter = ProgressMeter(time.monotonic())
-        delay = _FIRST_POLL_SECONDS
-        try:
-            while not gone.done():
-                outcome = await probe(self.record.spec)
-                if gone.done():
-                    return
-                self._note_probe(outcome, process)
-                if self.state is ServiceState.READY:
-                    meter = ProgressMeter(time.monotonic())
-                    delay = self.record.spec.readiness.interval_seconds or DEFAULT_INTERVAL_SECONDS
-                    if self.record.condition.failed_probes:
-                        delay = min(delay, _DOUBT_POLL_SECONDS)
-                elif self._ending is not None or self._stalled(meter, outcome):
-                    await self._end_members(process, DEFAULT_GRACE_SECONDS)
-                    return
-                else:
-                    delay = min(delay * 1.5, _LONGEST_POLL_SECONDS)
-                self._rotate_log()
-                await asyncio.wait({gone}, timeout=delay)
-        finally:
-            gone.cancel()
-
-    def _note_probe(self, outcome: ProbeOutcome, process: ProcessIdentity) -> None:
-        before = self.state
-        if not outcome.ready:
-            self._note_failed_probe(outcome)
-            return
-        if before is ServiceState.STARTING and not self._truly_ready(process):
-            return
-        self._seen_members = self.members() if before is not ServiceState.READY else self._seen_members
-        self._change(ProbeSucceeded(), problem=None, persist=before is not ServiceState.READY)
-
-    def _note_failed_probe(self, outcome: ProbeOutcome) -> None:
-        before = self.state
-        self._change(ProbeFailed())
-        if self.state is ServiceState.STARTING:
-            self._change(None, problem=Problem("not-ready", outcome.describe()))
-            if outcome.status is not None:
-                self._ending = hopeless(self._log_since_start())
-        elif self.state is ServiceState.UNHEALTHY:
-            problem = Problem("unhealthy", f"it was ready, now {outcome.describe()}", f"see: fleet logs {self.name}")
-            self._change(None, problem=problem, persist=before is ServiceState.READY)
-
-    def _truly_ready(self, process: ProcessIdentity) -> bool:
-        """The answer must be our server's, and no server whose model failed to load behind a working front."""
-        shared = bool(self.record.spec.shared_port_path)  # then it is nobody of ours who listens
-        if not shared and listens(tree_members(process), self.record.spec.port) is False:
-            what = f"port {self.record.spec.port} is answered by another process"
-            self._change(ProbeFailed(), problem=Problem("port-taken", what, "deploy on another port: --port N"))
-            return False
-        self._ending = hopeless(self._log_since_start())
-        return self._ending is None
-
-    def _stalled(self, meter: ProgressMeter, outcome: ProbeOutcome) -> bool:
-        effort = measure(self.members(), self.log.size_bytes())
-        limit = self.record.spec.readiness.start_limit_seconds or DEFAULT_START_LIMIT_SECONDS
-        if meter.observe(effort, time.monotonic()) < limit:
-            return False
-        self._ending = Problem(
-            "stalled",
-            f"no progress for {limit:g} s: {outcome.describe()}, nothing was logged, computed or read",
-            "see its log (`fleet logs`); a slow disk or driver may need a longer start limit",
-        )
-        return True
-
-    def _rotate_log(self) -> None:
-        try:
-            self.log.rotate_if_large()
-        except OSError as error:
-            _logger.warning("%s: its log could not be rotated: %s", self.name, error)
-
-    def _log_since_start(self) -> str:
-        text = self.log.tail(_CAUSE_LINES).decode(errors="replace")
-        text = text[max(text.rfind("[fleet] "), 0) :]
-        if self.record.spec.shared_port_path:  # its records hold what people asked and were told: no cause is in there
-            text = "\n".join(line for line in text.splitlines() if not line.startswith("{"))
-        return text
-
-    def _note_exit(self, process: ProcessIdentity) -> None:
+    def _note_exit(self, process: ProcessIdentity, ending: Problem | None) -> None:
         """Writes down how it ended and why, as far as its log tells."""
         code = exit_code(process)
         forget(process)
-        text = self._log_since_start()
+        text = since_start(self.log, self.record.spec)
         known = recognise(text)
         permanent = known is not None and known[1]
-        problem = self._ending or exit_problem(self.name, code, text)
+        problem = ending or exit_problem(self.name, code, text)
         _logger.warning("%s: pid %d ended: %s", self.name, process.pid, problem.message.splitlines()[0])
-        self._change(Exited(permanent), process=None, token="", last_exit_code=code, problem=problem, persist=True)
+        self.change(Exited(permanent), process=None, token="", last_exit_code=code, problem=problem, persist=True)
         if self.state is ServiceState.FAILED:
             _logger.error("%s: given up: %s", self.name, problem.message.splitlines()[0])
 
     def _note_loss(self, process: ProcessIdentity) -> None:
         _logger.warning("%s: pid %d ended while no agent watched; it is started again", self.name, process.pid)
-        self._change(Lost(), process=None, token="", last_exit_code=None, problem=None, persist=True)
+        self.change(Lost(), process=None, token="", last_exit_code=None, problem=None, persist=True)
 
     async def _end_members(self, process: ProcessIdentity | None, grace_seconds: float) -> None:
         marker = f"{TOKEN_VARIABLE}={self.record.token}" if self.record.token else None
@@ -501,7 +413,7 @@ class ManagedService:
         code = exit_code(process) if process is not None else self.record.last_exit_code
         if process is not None:
             forget(process)
-        self._change(Stopped(), process=None, token="", last_exit_code=code, problem=None, persist=True)
+        self.change(Stopped(), process=None, token="", last_exit_code=code, problem=None, persist=True)
 
     async def _finish_stop(self) -> None:
         """A stop that an agent's crash interrupted goes on."""
@@ -512,9 +424,9 @@ class ManagedService:
     async def _finish_pause(self, problem: Problem) -> None:
         """A pause that an agent's crash interrupted goes on."""
         await self._finish_stop()
-        self._change(None, problem=problem, persist=True)
+        self.change(None, problem=problem, persist=True)
 
-    def _change(self, event: Event | None, *, persist: bool = False, **fields: Any) -> None:
+    def change(self, event: Event | None, *, persist: bool = False, **fields: Any) -> None:
         """Moves the condition by `event`, sets `fields` of the record, writes it if told, tells the watchers."""
         before = self.record
         condition = before.condition

@@ -6,26 +6,25 @@ It never ends a server by its own end: close() leaves everything running, and th
 import asyncio
 import contextlib
 import logging
-import os
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fleet_agent.configuration import AgentConfiguration, child_environment, resolve_tool
+from fleet_agent.configuration import AgentConfiguration
 from fleet_agent.engines.served import ServedJournal, note_ready
 from fleet_agent.layout import Layout
 from fleet_agent.leases.store import LeaseStore
 from fleet_agent.problem import ProblemError
-from fleet_agent.process import ProcessIdentity, resident_bytes
+from fleet_agent.process import ProcessIdentity
 from fleet_agent.redaction import Redactor
 from fleet_agent.secrets import SecretStore
-from fleet_agent.services.admission import Devices, check_devices, check_memory, check_port, shortage_beside
-from fleet_agent.services.api_keys import check_api_key, forget_key, hand_over
+from fleet_agent.services.admission import Devices, shortage_beside
+from fleet_agent.services.api_keys import check_api_key, forget_key
+from fleet_agent.services.claims import Claims
 from fleet_agent.services.damaged import DamagedServices
 from fleet_agent.services.devices import NvidiaDevices
 from fleet_agent.services.journal import ServiceRecord
-from fleet_agent.services.launch import Launch
 from fleet_agent.services.logs import LogLimits, ServiceLog
 from fleet_agent.services.managed import DEFAULT_GRACE_SECONDS, ManagedService, ServiceContext
 from fleet_agent.services.model import (
@@ -34,10 +33,10 @@ from fleet_agent.services.model import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
-    ToolRun,
     UnknownServiceError,
     check_spec,
 )
+from fleet_agent.services.preparation import Preparation
 from fleet_agent.services.succession import Successions, free_port, on_port, reason_to_end_first
 from fleet_agent.services.transitions import Condition, RestartPolicy
 
@@ -64,17 +63,21 @@ class ServiceSupervisor:
         self._devices = devices or NvidiaDevices()
         self._leases = LeaseStore.of(layout)
         self._journal = ServedJournal(layout.services_dir, layout.engines_dir)
-        self._context = ServiceContext(
-            self._journal, policy or RestartPolicy(), self._devices, self._prepare, layout.services_dir, self._command
-        )
         self._secrets = SecretStore.of(layout)
         self._redactor = Redactor(self._secrets)
         self._services: dict[str, ManagedService] = {}
         self._damaged = DamagedServices(layout.services_dir)
+        most_services = configuration.limits.get("max_services")
+        self._claims = Claims(self._services, lambda: self._successions.ports(), most_services)
+        preparation = Preparation(layout, configuration, self._devices, self._claims, self._damaged, self._all)
+        self._preparation = preparation
+        self._context = ServiceContext(
+            self._journal, policy or RestartPolicy(), self._devices, preparation.prepare, layout.services_dir,
+            preparation.command,
+        )  # fmt: skip
         self._locks: dict[str, asyncio.Lock] = {}
-        self._claims: dict[str, tuple[int, str]] = {}  # port, and the path by which a shared one is known
         self._changes: set[asyncio.Task[Any]] = set()
-        self._successions = Successions(self._context, self._lock, self._unbroken, self._settled)
+        self._successions: Successions = Successions(self._context, self._lock, self._unbroken, self._settled)
 
     async def start(self) -> None:
         """Takes up the journal: running servers are adopted, desired ones started, half-done stops finished."""
@@ -86,7 +89,7 @@ class ServiceSupervisor:
         for record in records:
             note_ready(record, self._layout.engines_dir)
             service = self._add(record)
-            self._claim(record.spec)
+            self._claims.claim(record.spec)
             lease = held.get(record.spec.name)
             if lease is not None:
                 service.hold_from_start(Problem("paused", f"paused by {lease.describe()}"))
@@ -129,8 +132,8 @@ class ServiceSupervisor:
                         return await self._begin_beside(service, spec)
                 await service.release()  # no restart of the former in between
             try:
-                self._check_count(spec)
-                await self._prepare(spec, service)
+                self._claims.check_count(spec)
+                await self._preparation.prepare(spec, service)
                 if service is not None:  # before the former ends: a full disk must not cost a running model
                     with self._writing(spec.name):
                         self._journal.write(service.record)
@@ -140,7 +143,7 @@ class ServiceSupervisor:
                     service.resume()
                 raise
             former = service.record.spec if service is not None else None
-            self._claim(spec)
+            self._claims.claim(spec)
             await self._damaged.end(spec.name)
             if service is not None:
                 await self._replace_former(service)
@@ -155,18 +158,17 @@ class ServiceSupervisor:
 
     def _reason_to_end_first(self, service: ManagedService, spec: ServiceSpec) -> str:
         reason = reason_to_end_first(service.record, spec)
-        return reason or shortage_beside(spec, self._devices, self._outstanding_bytes(spec, None))
+        return reason or shortage_beside(spec, self._devices, self._preparation.outstanding_bytes(spec, None))
 
     async def _begin_beside(self, service: ManagedService, spec: ServiceSpec) -> ServiceStatus:
         """The former is left alone, whatever is refused here. Raises ProblemError."""
         trial: ServiceSpec | None = spec
         if spec.port == service.record.spec.port:
-            taken = frozenset(port for port, _ in self._claims.values())
-            trial = on_port(spec, free_port(spec.bind_address, taken))
+            trial = on_port(spec, free_port(spec.bind_address, self._claims.ports()))
         assert trial is not None
         try:
-            self._check_count(spec)
-            await self._prepare(trial, None)
+            self._claims.check_count(spec)
+            await self._preparation.prepare(trial, None)
             with self._writing(spec.name):
                 self._successions.begin(service, spec, trial)
         except ProblemError:
@@ -176,7 +178,7 @@ class ServiceSupervisor:
 
     def _settled(self, gone: ServiceSpec) -> None:
         """A succession ended: the service's port and key are what its record says now."""
-        self._claim(self._services[gone.name].record.spec)
+        self._claims.claim(self._services[gone.name].record.spec)
         self._forget_key(gone)
 
     async def stop(self, name: str, grace_seconds: float = 0.0, remove: bool = False) -> ServiceStatus:
@@ -207,7 +209,7 @@ class ServiceSupervisor:
                 service.log.remove()
                 service.log.beside().remove()
                 del self._services[name]
-                self._claims.pop(name, None)
+                self._claims.forget(name)
                 self._forget_key(status.spec)
                 service.removed()
             return status
@@ -254,7 +256,7 @@ class ServiceSupervisor:
     def own_pids(self) -> frozenset[int]:
         """Every running process of every service, also of those whose journal is damaged."""
         damaged = (one.pid for status in self._damaged.statuses() for one in self._damaged.members(status.spec.name))
-        return frozenset((*self._all_pids(), *damaged))
+        return frozenset((*self._preparation.all_pids(), *damaged))
 
     # --- inner ---
 
@@ -306,100 +308,6 @@ class ServiceSupervisor:
                 f"the journal of {name} cannot be written: {error}",
                 f"free space or permissions in {self._layout.services_dir}, then deploy again",
             ) from error
-
-    async def _prepare(self, spec: ServiceSpec, service: ManagedService | None) -> Launch:
-        """What will be started, once everything allows it. Raises ProblemError."""
-        program = resolve_tool(spec.tool.install_key, spec.tool.name, self._layout, self._configuration)
-        environment = child_environment(self._configuration, dict(spec.environment))
-        if spec.tool.install_key:
-            # As `uv run` does: engines start helpers of their own by bare name (FlashInfer calls ninja).
-            environment["PATH"] = f"{program.parent}{os.pathsep}{environment['PATH']}"
-        own = service.members() if service is not None else self._damaged.members(spec.name)
-        own_pids = [one.pid for one in own]
-        self._check_claims(spec)
-        self._leases.refuse(spec.name, spec.gpu_indices)
-        for run in (*spec.before_start, *spec.after_stop):
-            self._command(spec, run)
-        await check_port(spec, own_pids)
-        if not self._joins_server(spec):  # else the server that is shared is what is seen on the device
-            check_devices(spec, self._devices, self._all_pids() if spec.gpu_indices else ())
-        released = self._held_bytes(spec, own_pids, own) or 0
-        if service is not None and service.record.spec.shared_port_path and service.state is ServiceState.READY:
-            released = service.record.spec.promised_memory_bytes  # held by processes that are not ours
-        check_memory(spec, self._devices, released - self._outstanding_bytes(spec, service))
-        key = hand_over(spec, self._secrets)
-        return Launch((str(program), *spec.arguments, *key.arguments), {**environment, **key.environment})
-
-    def _joins_server(self, spec: ServiceSpec) -> bool:
-        shared = spec.shared_port_path
-        ready = (one for one in self._services.values() if one.state is ServiceState.READY)
-        return bool(shared) and any(one.record.spec.shared_port_path == shared for one in ready)
-
-    def _command(self, spec: ServiceSpec, run: ToolRun) -> Launch:
-        """A tool of the service's before its start or after its end. Raises ProblemError."""
-        program = resolve_tool(run.tool.install_key, run.tool.name, self._layout, self._configuration)
-        return Launch((str(program), *run.arguments), child_environment(self._configuration, dict(spec.environment)))
-
-    def _held_bytes(self, spec: ServiceSpec, pids: Sequence[int], members: Sequence[ProcessIdentity]) -> int | None:
-        if not members:
-            return 0
-        return self._devices.used_bytes(pids) if spec.gpu_indices else resident_bytes(members)
-
-    def _outstanding_bytes(self, spec: ServiceSpec, service: ManagedService | None) -> int:
-        """What others than `service` on the same devices were promised and have not taken yet: the device still calls
-        it free.
-        """
-        outstanding = 0
-        for other in self._all():
-            theirs = other.record.spec
-            shared = set(theirs.gpu_indices) & set(spec.gpu_indices) or not (theirs.gpu_indices or spec.gpu_indices)
-            if other is service or not shared or not other.wanted or other.state is ServiceState.FAILED:
-                continue
-            members = other.members()
-            held = self._held_bytes(theirs, [one.pid for one in members], members)
-            # The driver does not say, or processes that are not ours hold it: once ready, it has taken everything.
-            if held is None or theirs.shared_port_path:
-                held = theirs.promised_memory_bytes if other.state is ServiceState.READY else 0
-            outstanding += max(theirs.promised_memory_bytes - held, 0)
-        return outstanding
-
-    def _all_pids(self) -> Sequence[int]:
-        return [member.pid for service in self._all() for member in service.all_members()]
-
-    def _claim(self, spec: ServiceSpec) -> None:
-        self._claims[spec.name] = (spec.port, spec.shared_port_path)
-
-    def _check_claims(self, spec: ServiceSpec) -> None:
-        """A port belongs to the service that wants it even while its server is down; some share one server's."""
-        for name, port in self._successions.ports():
-            if name != spec.name and port == spec.port:
-                raise ProblemError(
-                    "port-taken",
-                    f"on port {port} the successor of {name!r} is tried",
-                    "wait a moment, then deploy again",
-                )
-        for name, (port, shared) in self._claims.items():
-            if shared and shared == spec.shared_port_path:
-                continue
-            other = self._services.get(name)
-            wanted = other is None or (other.wanted and other.state is not ServiceState.FAILED)
-            if name != spec.name and port == spec.port and wanted:
-                raise ProblemError(
-                    "port-taken",
-                    f"port {spec.port} belongs to the service {name!r} of this host",
-                    f"stop it (`fleet stop {name}`), or deploy on another port: --port N",
-                )
-
-    def _check_count(self, spec: ServiceSpec) -> None:
-        """limits.max_services of hosts.yaml. Plans honour it, but two controllers may plan at once."""
-        limit = self._configuration.limits.get("max_services")
-        others = [s.name for s in self._services.values() if s.wanted and s.name != spec.name]
-        if limit is not None and len(others) >= limit:
-            raise ProblemError(
-                "too-many-services",
-                f"limits.max_services of this host is {limit:g}, and {', '.join(sorted(others))} already run here",
-                "stop one of them with `fleet stop`",
-            )
 
 
 def log_path(layout: Layout, name: str) -> Path:

@@ -195,7 +195,8 @@ class Carrier:
         begun = self._host(name).before is not None
         note = "what was begun there goes on by itself" if begun else "nothing was changed there"
         resume = f"fleet rollout resume {self.rollout.number}"
-        if self.rollout.strategy.catch_up:
+        strategy = self.rollout.strategy
+        if strategy.catch_up and name not in strategy.canaries:
             remedy = f"a resident controller changes it when it is back; or then: {resume}"
         else:
             remedy = f"it counts as failed; when it is back: {resume}"

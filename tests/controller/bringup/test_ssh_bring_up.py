@@ -12,7 +12,7 @@ import pytest
 
 from fleet_controller.bringup import UpOptions, bring_up, manage_agents, trust_host_key
 from fleet_controller.bringup.wheelhouse import uv_binary, uv_wheel
-from fleet_controller.bringup.wheels import Release, agent_release, release_of
+from fleet_controller.bringup.wheels import agent_release
 from fleet_controller.domain.events import AgentAction, HostEvent
 from fleet_controller.domain.services import ReadinessProbe, ServiceSpec, ServiceState
 from fleet_controller.domain.steps import ToolRef
@@ -26,7 +26,7 @@ from fleet_controller.transport import (
     ssh_login,
 )
 from fleet_inventory.hosts import Host, Transport
-from support.agent_wheels import HOST_PYTHON, this_platform, wheels_for
+from support.agent_wheels import HOST_PYTHON, release_with, this_platform, wheels_for
 from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet, run, use_fleet
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
@@ -233,25 +233,6 @@ def sleeper(name: str) -> ServiceSpec:
         name=name, backend="llama.cpp", tool=ToolRef(name="python3"), port=18080,
         arguments=("-c", "import time; time.sleep(3600)"), readiness=ReadinessProbe(start_limit_seconds=3600),
     )  # fmt: skip
-
-
-def release_with(name: str, source: str) -> Release:
-    """This agent with one file replaced."""
-    from io import BytesIO
-    from zipfile import ZipFile
-
-    wheels = {}
-    for wheel, data in agent_release().wheels.items():
-        old, buffer = ZipFile(BytesIO(data)), BytesIO()
-        with ZipFile(buffer, "w") as new:
-            for entry in old.namelist():
-                if entry.endswith("/RECORD"):
-                    kept = [line for line in old.read(entry).decode().splitlines() if not line.startswith(name)]
-                    new.writestr(entry, "\n".join([*kept, f"{name},,", ""]) if len(kept) else "")
-                else:
-                    new.writestr(entry, source if entry == name else old.read(entry))
-        wheels[wheel] = buffer.getvalue()
-    return release_of(wheels, agent_release().requirements)
 
 
 @pytest.fixture
