@@ -18,6 +18,7 @@ from fleet_proto.v1 import controller_pb2
 
 COLUMNS = ("HOST", "PART", "TO FETCH", "FREE", "MODEL")
 STYLES = {"has it": GREEN, "refuse": RED, "fail": RED}
+GOES_ON = "goes on with a pull that was begun: "
 _HOST_FOLDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*):(/.*)\Z")
 
 
@@ -84,7 +85,7 @@ async def _pull(options: PullOptions, request: controller_pb2.PullRequest) -> No
         plan: controller_pb2.PullPlan = await controller.PlanPull(request)
         shown = sys.stderr if options.as_json else sys.stdout
         if not (options.dry_run and options.as_json):
-            print_pull_plan(plan, shown)
+            print_pull_plan(plan, shown, "runs now: " if options.stop else GOES_ON)
         fetching = [host.host for pull in plan.pulls for host in pull.hosts if host.part == "fetch"]
         if options.stop:
             finished = await _stop(controller, plan, options)
@@ -120,7 +121,8 @@ async def _follow(controller: Any, plan: controller_pb2.PullPlan, quiet: bool) -
         return [display.finished[host] for host in sorted(display.finished)]
 
 
-def print_pull_plan(plan: controller_pb2.PullPlan, stream: TextIO) -> None:
+def print_pull_plan(plan: controller_pb2.PullPlan, stream: TextIO, begun: str = GOES_ON) -> None:
+    """begun: what is said of a pull that was begun earlier."""
     rows = []
     for pull in plan.pulls:
         model = f"{pull.repository} {pull.quantization}".strip()
@@ -130,7 +132,7 @@ def print_pull_plan(plan: controller_pb2.PullPlan, stream: TextIO) -> None:
     for pull in plan.pulls:
         size = gibibytes(pull.total_bytes)
         files = "1 file" if pull.files == 1 else f"{pull.files} files"
-        again = "goes on with a pull that was begun: " if pull.resumes else ""
+        again = begun if pull.resumes else ""
         print(f"{again}{files}, {size}, from {pull.source}", file=stream)
         for note in pull.notes:
             print(f"note: {note}", file=stream)

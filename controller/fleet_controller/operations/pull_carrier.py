@@ -22,7 +22,7 @@ from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.pull_caches import PullCaches, dismiss, fetchers_again
 from fleet_controller.operations.pull_ending import PullEnding
 from fleet_controller.operations.pull_feeds import PullFeeds
-from fleet_controller.operations.pull_link import Heard, PullLink
+from fleet_controller.operations.pull_link import Heard, PullLink, job_of
 from fleet_controller.operations.pull_node import PullNode, labels_of
 from fleet_controller.operations.pull_opening import PullOpening
 from fleet_controller.operations.pull_sources import PullSources
@@ -143,7 +143,7 @@ class PullCarrier:
         )
         environment = tuple(EnvironmentVariable(name=name, value=value) for name, value in host.environment.items())
         title = f"pull {files.repository} {files.quantization}".strip()
-        job_id = f"pull-{self._pull.pull_id}-{label}"
+        job_id = job_of(self._pull.pull_id, label)
         return JobSpec(job_id=job_id, title=title, steps=(Step(name=title, relay=step),), environment=environment)
 
     # -- hearing ----------------------------------------------------------------------------------------------

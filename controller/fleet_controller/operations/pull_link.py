@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fleet_controller.distributing.messages import Stop, order_line
 from fleet_controller.domain.base import Problem
-from fleet_controller.domain.jobs import JobEvent, JobState
+from fleet_controller.domain.jobs import JobEvent, JobState, JobStatus
+from fleet_controller.domain.pulls import PullState
 from fleet_controller.domain.steps import JobSpec
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.jobs import is_attempt_of
@@ -18,6 +21,8 @@ from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.secrets import resolve
 from fleet_controller.planning.plan import retried
 from fleet_controller.planning.secrets import HUB_TOKEN_SECRET
+from fleet_controller.pulling.store import PullStore
+from fleet_controller.transport.client import AgentClient
 from fleet_controller.transport.errors import HostUnreachable, NoAgent, TransportError
 from fleet_inventory.hosts import Host
 
@@ -46,6 +51,17 @@ class Heard:
     away: Problem | None = None
     ended: JobState | None = None
     problem: Problem | None = None
+
+
+def job_of(pull_id: str, label: str) -> str:
+    """The id of the job that a host's relay is in; `pull_id` has no dash."""
+    return f"pull-{pull_id}-{label}"
+
+
+def pull_of(job_id: str) -> str:
+    """The pull that a job is for; "" where it is for something else."""
+    kind, _, rest = job_id.partition("-")
+    return rest.partition("-")[0] if kind == "pull" else ""
 
 
 class PullLink:
@@ -140,9 +156,19 @@ class PullLink:
             known = {status.job_id: status for status in await agent.list_jobs()}
             attempts = [status for job_id, status in known.items() if is_attempt_of(job_id, job.job_id)]
             active = next((status for status in attempts if not status.state.final), None)
+            await self._end_forgotten(agent, known.values())
             if active is None:
                 active = await agent.submit_job(retried(job, known))
         return active.job_id, max(1, active.last_sequence)
+
+    async def _end_forgotten(self, agent: AgentClient, jobs: Iterable[JobStatus]) -> None:
+        """A host that was away when its pull ended was not told so, and its relay keeps the files from any other."""
+        store = PullStore(self._context.database)
+        for job in jobs:
+            pull_id = pull_of(job.job_id)
+            if pull_id and not job.state.final and store.state(pull_id) not in (None, PullState.RUNNING):
+                with suppress(TransportError):  # it ended a moment ago
+                    await agent.steer_job(job.job_id, order_line(Stop()))
 
     def _tell(self, event: JobEvent, fresh: bool) -> None:
         if event.document is not None:

@@ -128,7 +128,8 @@ def _planned(
     asked_for: Sequence[str],
     notes: tuple[str, ...],
 ) -> PlannedPull:
-    hosts = [_part(host, state, files, source) for host, state in there]
+    begun = PullStore(context.database).begun_on(files)
+    hosts = [_part(host, state, files, source, host.name in begun) for host, state in there]
     if not any(host.part is PullPart.HEAD for host in hosts) and any(host.part is PullPart.FETCH for host in hosts):
         # Who has all of it gives it to the others: nothing comes from the internet.
         place = next((n for n, host in enumerate(hosts) if host.part is PullPart.HAS), None)
@@ -165,7 +166,8 @@ def _unfinished(context: FleetContext, digest: str, repository: str, may_be_busy
     return found
 
 
-def _part(host: Host, state: Seen, files: PulledFiles, source: PullSource) -> PullHost:
+def _part(host: Host, state: Seen, files: PulledFiles, source: PullSource, has_parts: bool) -> PullHost:
+    """has_parts: it may hold more than is known here, and is to judge by itself whether the rest fits."""
     held: set[str] = set()
     for artifact in state.artifacts:
         if (artifact.repository, artifact.commit) == (files.repository, files.commit):
@@ -182,7 +184,7 @@ def _part(host: Host, state: Seen, files: PulledFiles, source: PullSource) -> Pu
         return shown.model_copy(update={"part": PullPart.HEAD})
     if not lacks_any:
         return shown.model_copy(update={"part": PullPart.HAS})
-    if free is not None and missing > free:
+    if free is not None and missing > free and not has_parts:
         where = disk.path if disk is not None else "its disk"
         message = f"{where} has {gibibytes(free)} free, {gibibytes(missing)} are needed"
         remedy = f"fleet artifacts gc --hosts {host.name} shows what could go"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from fleet_controller.distributing.conductor import ConductorState
-from fleet_controller.domain.pulls import PlannedPull, PullState
+from fleet_controller.domain.pulls import PlannedPull, PulledFiles, PullState
 from fleet_controller.settings import private_folder
 from fleet_controller.state import StateDatabase
 
@@ -88,6 +88,14 @@ class PullStore:
             (PullState.RUNNING.value, _now_ms() - RESUMED_FOR_MS),
         )
         return tuple(PlannedPull.model_validate_json(body) for (body,) in rows)
+
+    def begun_on(self, files: PulledFiles) -> frozenset[str]:
+        """Hosts that may have parts of these files, from a pull that did not end well."""
+        rows = self._database.connection.execute(
+            "SELECT body FROM pulls WHERE title = ? AND state != ?", (files.repository, PullState.DONE.value)
+        )
+        pulls = [PlannedPull.model_validate_json(body) for (body,) in rows]
+        return frozenset(host.host for pull in pulls if pull.files == files for host in pull.partners)
 
     def save_links(self, rates: Mapping[str, float]) -> None:
         """The best rate that each host was seen to receive at, in bytes a second."""

@@ -11,7 +11,7 @@ from fleet_controller.cli.pull_display import bar
 from fleet_controller.domain.artifacts import Artifact
 from fleet_controller.domain.facts import DiskFacts, HostFacts, HostLayout
 from fleet_controller.domain.plan import HostPlan, PlanAction
-from fleet_controller.domain.pulls import PulledFiles, PullPart, PullRequest, PullSource
+from fleet_controller.domain.pulls import PulledFiles, PullPart, PullRequest, PullSource, PullState
 from fleet_controller.domain.steps import ArtifactFile, HubDownloadStep, JobSpec, Step
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.planning import PlannedHost
@@ -65,6 +65,17 @@ def test_what_lacks_is_fetched_and_what_does_not_fit_is_refused(context: FleetCo
     assert {host.host: host.missing_bytes for host in pull.hosts} == {"new": 150, "half": 50, "full": 150}
     assert pull.hosts[2].problem.code == "disk-full"
     assert pull.source.words == "https://huggingface.co"
+
+
+def test_a_host_with_a_part_of_it_judges_by_itself_whether_the_rest_fits(context: FleetContext) -> None:
+    first = planned(context, {"a": seen(free=200), "b": seen(free=200)})
+    store = PullStore(context.database)
+    store.create(first)
+    store.stop(first.pull_id)
+    again = planned(context, {"a": seen(free=60), "c": seen(free=60)})
+    assert parts(again) == {"a": PullPart.FETCH, "c": PullPart.REFUSE}
+    store.end(first.pull_id, PullState.DONE)
+    assert parts(planned(context, {"a": seen(free=60)})) == {"a": PullPart.REFUSE}
 
 
 def test_who_has_all_of_it_gives_it_to_the_others(context: FleetContext) -> None:
