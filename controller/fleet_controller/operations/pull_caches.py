@@ -54,6 +54,7 @@ class PullCaches:
         for other in (node, *self._sharing(node)):
             other.fetcher = heir.name
         node.problem = None  # it has the files when its heir has them
+        heir.tally.inherit(node.tally)
         heir.begin_again()
         self._telling.show(heir, f"goes on in place of {node.host}, whose cache it shares")
         return True

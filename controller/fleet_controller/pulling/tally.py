@@ -43,6 +43,10 @@ class HostTally:
         name = "source_bytes" if self.is_head else "received_bytes"
         return {name: self._now[name] + max(0, missing)}
 
+    def inherit(self, other: HostTally) -> None:
+        """What another host moved into the same cache before this one went on in its place."""
+        self._before = {name: self._before[name] + other.moved(name) for name in COUNTERS}
+
     def moved(self, name: str) -> int:
         return self._before[name] + self._now[name]
 

@@ -25,6 +25,16 @@ def test_the_last_bytes_may_come_after_the_last_progress() -> None:
     assert (tally.moved("received_bytes"), tally.verified_bytes) == (100, 100)
 
 
+def test_what_a_lost_host_brought_into_the_cache_counts_for_its_heir() -> None:
+    lost, heir = HostTally(), HostTally()
+    for event in (LISTENING, progress(received_bytes=40, source_bytes=2)):
+        lost.hear(event)
+    heir.inherit(lost)
+    for event in (LISTENING, progress(received_bytes=60)):
+        heir.hear(event)
+    assert (heir.moved("received_bytes"), heir.moved("source_bytes")) == (100, 2)
+
+
 def test_the_internet_is_told_from_the_lab() -> None:
     head, other = HostTally(), HostTally()
     for tally, event in (
