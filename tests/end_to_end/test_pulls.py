@@ -1,7 +1,9 @@
 """Pulls between hosts of their own networks, over SSH-only control: real addresses, real links, real mutual TLS."""
 
+import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +91,50 @@ def test_an_island_whose_ssh_is_killed_is_fed_by_another(lab: Lab) -> None:
     assert finished.code == 0, str(finished)
     assert_everywhere(lab, repository)
     assert not ssh_children(lab)
+
+
+def test_an_island_is_fed_again_by_the_next_controller(lab: Lab) -> None:
+    """A controller that is killed takes its ways with it, and the one that comes next opens ways of its own."""
+    repository = put_model(lab, "next")
+    lab.cli.ok("controller", "start")
+    try:
+        with island(lab, "gpu2"):
+            watching = lab.cli.start("pull", "--repo", repository, "--hosts", "all", "--yes", "--rate", "4MB")
+            eventually(lambda: has_begun(lab, "gpu2", repository), "gpu2 has a part")
+            before = ssh_children(lab)
+            assert before
+            kill(json.loads((lab.cli.folder / "state" / "controller.json").read_text())["pid"])
+            eventually(lambda: not ssh_children(lab), "its ssh children have ended")
+            assert watching.finish().code == 1
+            lab.cli.ok("controller", "start")  # goes on by itself
+            eventually(lambda: ssh_children(lab), "the island has ways again")
+            state = "SELECT state FROM pulls ORDER BY created_unix_ms DESC LIMIT 1"
+            with sqlite3.connect(lab.cli.folder / "state" / "fleet.db") as database:
+                eventually(lambda: database.execute(state).fetchone()[0] == "done", "the pull is done")
+    finally:
+        lab.cli.run("controller", "stop")
+    assert_everywhere(lab, repository)
+    assert sum(end - start for start, end in lab.downloaded("next")) <= 1.01 * (WEIGHTS_BYTES + 2)
+    assert not ssh_children(lab)
+
+
+def test_a_host_that_is_switched_off_holds_nobody_up(lab: Lab) -> None:
+    repository = put_model(lab, "off")
+    running = lab.cli.start("pull", "--repo", repository, "--hosts", "all", "--yes", "--rate", "4MB")
+    eventually(lambda: has_begun(lab, "gpu2", repository), "gpu2 has a part")
+    lab.fleet.link_down("gpu2")
+    try:
+        finished = running.finish(180)
+    finally:
+        lab.fleet.link_up("gpu2")
+    assert finished.code == 1, str(finished)
+    assert "gpu2: pull: does not answer" in finished.errors, str(finished)
+    assert "error: gpu2: " in finished.errors, str(finished)
+    assert {line.partition(":")[0] for line in finished.output.splitlines() if "verified" in line} == {"gpu1", "mac1"}
+    assert_everywhere(lab, repository, ("gpu1", "mac1"))
+    again = lab.cli.ok("pull", "--repo", repository, "--hosts", "all", "--yes", "--json")
+    assert_everywhere(lab, repository)
+    assert again.document["all"][0]["result"]["source_bytes"] == 0
 
 
 def test_a_folder_of_this_machine_is_handed_to_one_host(lab: Lab, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fleet_controller.operations.pull_node import PullNode
 from fleet_controller.operations.pull_sources import PullSources
 from fleet_controller.operations.pull_telling import PullTelling
 
-# After all others are done: how long for hosts that are away, and may come back.
+# Once all others are done: how long hosts may be away, and come back.
 CATCH_UP_SECONDS = 30.0
 
 
@@ -75,9 +75,13 @@ class PullEnding:
         for node in self._nodes.values():
             if not node.fetcher:
                 self._telling.done(node)
-            elif not node.told_done and time.monotonic() - self._finished_since > CATCH_UP_SECONDS:
+            elif not node.told_done and time.monotonic() - self._missed_since(node) > CATCH_UP_SECONDS:
                 node.problem = node.away or lost
                 self._telling.failed(node)
+
+    def _missed_since(self, node: PullNode) -> float:
+        finished = self._finished_since or time.monotonic()
+        return finished if node.away is None else min(finished, node.away_since)
 
     def fail_all(self, problem: Problem) -> None:
         """Those that are not done by now."""
