@@ -101,8 +101,8 @@ def print_rollout(found: controller_pb2.RolloutInfo) -> None:
 
 
 def _state(found: controller_pb2.RolloutInfo) -> str:
-    """A rollout that nobody is at any more says so: its process died."""
-    if found.state in ("running", "undoing") and not found.carried_out:
+    """A rollout that nobody is at any more says so: its process died. An undo that has a reason came to its end."""
+    if found.state in ("running", "undoing") and not found.carried_out and not found.reason:
         return f"{found.state}, cut off"
     return f"{found.state} ({found.reason})" if found.reason else found.state
 

@@ -203,10 +203,14 @@ class Carrier:
         return _told(problem, note).model_copy(update={"remedy": remedy})
 
     async def _planned_now(self, name: str) -> PlannedHost:
-        """For a host that was away when the plan was made."""
+        """For a host that was away when the plan was made. Kept with the plan: an undo knows it again by that."""
         request = self.plan.request.model_copy(update={"pattern": name})
-        made = await plan_deploy(self.context, request)
-        return made.hosts[0]
+        (made,) = (await plan_deploy(self.context, request)).hosts
+        if made.shown.service is not None:
+            others = (item for item in self.plan.hosts if item.shown.host != name)
+            self.plan = self.plan.model_copy(update={"hosts": (*others, made)})
+            self.store.set_plan(self.rollout.number, self.plan.model_dump_json())
+        return made
 
     def _planned(self, name: str) -> PlannedHost | None:
         """None where the plan could say nothing of the host."""

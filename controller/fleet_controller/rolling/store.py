@@ -94,6 +94,11 @@ class RolloutStore:
         found = self._database.connection.execute("SELECT plan FROM rollouts WHERE number = ?", (number,)).fetchone()
         return str(found[0])
 
+    def set_plan(self, number: int, body: str) -> None:
+        """With what was planned later, for hosts that were away."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE rollouts SET plan = ? WHERE number = ?", (body, number))
+
     def set_state(self, number: int, state: RolloutState, reason: str = "") -> None:
         with self._database.transaction() as connection:
             _set_state(connection, number, state, reason, _now_ms())

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fleet_controller.cli.rollout_command import _has_hosts_left, _one
+from fleet_controller.cli.rollout_command import _has_hosts_left, _one, _state
 from fleet_proto.v1 import controller_pb2
 
 
@@ -26,3 +26,10 @@ async def test_resume_means_the_newest_with_hosts_left() -> None:
     assert (await _one(controller, None, _has_hosts_left)).number == 2
     assert (await _one(controller, None)).number == 4
     assert (await _one(Controller(undone, done), None, _has_hosts_left)).number == 4  # which says why it cannot be
+
+
+def test_only_what_has_no_end_is_cut_off() -> None:
+    assert _state(rollout(1, "undoing", "undoing")) == "undoing, cut off"
+    ended = rollout(1, "undoing", "undo failed")
+    ended.reason = "not undone: h0"
+    assert _state(ended) == "undoing (not undone: h0)"

@@ -91,10 +91,15 @@ def kept_phases(fleet: FleetWorld) -> set[str]:
 def test_a_host_that_was_away_is_changed_when_it_is_back(fleet: FleetWorld, deploy: list[str]) -> None:
     write_hosts(fleet, *HOSTS, more=AWAY)
     ended = fleet.document(*deploy, "--hosts", "a,later", "--context", "1024", "--catch-up", code=1)["hosts"]
-    assert {host["host"]: host["ok"] for host in ended} == {"a": True, "later": False}
+    assert {host["host"]: host["ok"] for host in ended} == {"a": True, "later": False}, ended
     found = newest(fleet)
     assert (found["state"], found["reason"]) == ("done", "later will catch up")
     write_hosts(fleet, *HOSTS, "later")
     eventually(lambda: phases(fleet)["later"] == "changed", "the host is changed, and nobody said so")
     eventually(lambda: newest(fleet)["state"] == "done", "the rollout is over")
     assert contexts(fleet, "a", "later") == {"a": 1024, "later": 1024}
+    after = {host["host"]: host["after"] for host in newest(fleet)["hosts"]}
+    assert "context 1,024" in after["later"]
+    undone = fleet.document("rollout", "undo", "--yes")["hosts"]  # what was put there later is known again, too
+    assert {host["host"]: host["ok"] for host in undone} == {"a": True, "later": True}
+    assert contexts(fleet, "a", "later") == {}
