@@ -160,6 +160,7 @@ async def _act(action: str, number: int | None, yes: bool, as_json: bool, dry_ru
             # An undo that is said twice must not take back one rollout more: it is always of the newest.
             found = await _one(controller, number, _has_hosts_left if action == "resume" else lambda found: True)
             number = found.number
+            _demand_undoable(action, found)
             _print_intent(action, found, stream=sys.stderr if as_json or not dry_run else sys.stdout)
             if dry_run:
                 if as_json:
@@ -172,6 +173,13 @@ async def _act(action: str, number: int | None, yes: bool, as_json: bool, dry_ru
     if not finished and not as_json:
         print("nothing was left to do", file=sys.stderr)
     finish_events(finished, as_json)
+
+
+def _demand_undoable(action: str, found: controller_pb2.RolloutInfo) -> None:
+    """Before anybody is asked, and in a dry run, too. Raises UsageFailure."""
+    if action == "undo" and found.state in ("undone", "superseded"):
+        message = f"rollout {found.number} is {found.state}: there is nothing to undo"
+        raise UsageFailure(message, f"fleet rollout show {found.number}")
 
 
 def _print_intent(action: str, found: controller_pb2.RolloutInfo, stream: Any) -> None:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from fleet_controller.cli.rollout_command import _has_hosts_left, _one, _state
+import pytest
+
+from fleet_controller.cli.failures import UsageFailure
+from fleet_controller.cli.rollout_command import _demand_undoable, _has_hosts_left, _one, _state
 from fleet_proto.v1 import controller_pb2
 
 
@@ -33,3 +36,10 @@ def test_only_what_has_no_end_is_cut_off() -> None:
     ended = rollout(1, "undoing", "undo failed")
     ended.reason = "not undone: h0"
     assert _state(ended) == "undoing (not undone: h0)"
+
+
+def test_what_is_undone_is_refused_before_anybody_is_asked() -> None:
+    for state in ("undone", "superseded"):
+        with pytest.raises(UsageFailure, match="nothing to undo"):
+            _demand_undoable("undo", rollout(1, state, "undone"))
+    _demand_undoable("undo", rollout(1, "undoing", "undo failed"))
