@@ -78,7 +78,9 @@ async def wait_until_idle(context: StepContext, looker: DeviceLooker, watch: Dev
         if reason is None:
             return waited
         if waited > watch.idle_wait_seconds and len(looks) >= SETTLED_LOOKS:
-            raise JobProblem("busy", f"{reason}; waited {waited:.0f} s", "repeat it later; fleet bench waits with --when-idle")
+            raise JobProblem(
+                "busy", f"{reason}; waited {waited:.0f} s", "repeat it later; fleet bench waits with --when-idle"
+            )
         if reminder.due(causes_of(looks, reason)):
             context.log(f"waiting for an idle device: {reason}")
             context.progress(int(waited), None, "s", f"waiting: {reason}")

@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 class RoleInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc.aio has no types
-    """Lets only the controller's name through, alone. TLS has shown already that our authority signed the certificate."""
+    """Lets only the controller's name through, alone. TLS has shown already that our authority signed it."""
 
     def __init__(self, controller_name: Callable[[], str]) -> None:
         self._controller_name = controller_name
