@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from fleet_agent.jobs.model import ArtifactFile, JobEvent, JobSpec, JobState, Re
 from fleet_agent.jobs.steering import Steering, latest
 from fleet_agent.jobs.supervisor import living_runner
 from fleet_agent.problem import ProblemError
+from fleet_agent.relay.control import TlsFiles
 from fleet_agent.steps.cache_marker import cache_marker
 from fleet_agent.steps.network_link import NetworkLink, default_interface, network_link, wifi_devices
 from fleet_agent.steps.relay import check, free_port
@@ -132,6 +134,28 @@ async def test_files_come_in_place_and_certificates_go(pull: Pull) -> None:
     assert not credentials.exists()
     with pytest.raises(ProblemError, match="has ended"):
         pull.order({"order": "stop"})
+
+
+async def test_certificates_that_come_later_are_taken_up(pull: Pull, tmp_path: Path) -> None:
+    await pull.submit()
+    pull.give_credentials()
+    listening = document(await pull.told("listening"))
+    files = Certificates(tmp_path / "renewed").files(NODE)  # of another authority, so that none passes for the other
+    with pytest.raises(ssl.SSLCertVerificationError):
+        greet(files, listening["port"])
+    pull.credentials = tuple(Path(path).read_text() for path in (files.ca, files.certificate, files.key))
+    pull.give_credentials()
+    assert await asyncio.to_thread(greet, files, listening["port"]) == NODE
+    pull.order({"order": "stop"})
+    assert state_of(await asyncio.wait_for(pull.agent.finish(JOB), 60)) is JobState.SUCCEEDED
+
+
+def greet(files: TlsFiles, port: int) -> str:
+    """The name that the relay proves to whoever has a certificate of its authority."""
+    context = ssl.create_default_context(cafile=files.ca)
+    context.load_cert_chain(files.certificate, files.key)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        return str((context.wrap_socket(connection, server_hostname=NODE).getpeercert() or {})["subjectAltName"][0][1])
 
 
 async def test_a_mirror_with_commits_of_its_own_is_asked_by_its_branch(pull: Pull) -> None:
