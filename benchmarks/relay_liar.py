@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from fleet_agent.relay.__main__ import main
 from fleet_agent.relay.limits import RateLimit
-from fleet_agent.relay.links import ServerLink
+from fleet_agent.relay.outflow import ServerLink
 
 
 def lie(after_bytes: int) -> None:

@@ -4,10 +4,18 @@ import contextlib
 import os
 import threading
 import time
-from pathlib import Path
 
 RATE_SECONDS = 2.0
 TASKS = "/proc/self/task"
+
+
+def _read(path: str) -> bytes:
+    """A small file of the kernel's, in three system calls instead of nine."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 256)
+    finally:
+        os.close(descriptor)
 
 
 class Counters:
@@ -52,7 +60,7 @@ class Counters:
         with contextlib.suppress(OSError), os.scandir(TASKS) as tasks:
             for task in tasks:
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    waited[task.name] = int(Path(task.path, "schedstat").read_bytes().split()[1]) / 1e9
+                    waited[task.name] = int(_read(f"{task.path}/schedstat").split()[1]) / 1e9
         self._waits = [wait for wait in self._waits if now - wait[0] <= RATE_SECONDS] + [(now, waited)]
         before = self._waits[0][1]
         return max((seconds - before.get(task, seconds) for task, seconds in waited.items()), default=0.0)

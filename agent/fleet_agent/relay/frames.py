@@ -12,7 +12,7 @@ import json
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fleet_agent.relay.manifest import DIGEST_BYTES, LARGEST_PIECE_BYTES
 
@@ -53,8 +53,7 @@ class ProtocolError(Exception):
     """The other side does not keep to the protocol: the link is closed."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """The head of a frame; its payload of `length` bytes follows."""
 
     kind: Kind

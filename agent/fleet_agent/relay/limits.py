@@ -5,6 +5,8 @@ import time
 
 # What may go out at once after a pause: so much that short waits cost no rate, so little that a link is not flooded.
 BURST_SECONDS = 0.1
+# What goes at once where a rate is kept.
+LIMITED_BLOCK_BYTES = 64 << 10
 
 
 class RateLimit:

@@ -1,11 +1,9 @@
 """Sockets between nodes: opened, authenticated, and found dead in time without false alarms.
 
-A link is used by one thread at a time: OpenSSL's state must not be read and written at once.
+The dialling side's end is here, the listening side's in outflow.py. A link is used by one thread at a time.
 """
 
 import contextlib
-import os
-import select
 import socket
 import ssl
 import struct
@@ -17,7 +15,8 @@ from pathlib import Path
 from fleet_agent.relay.control import Peer, TlsFiles
 from fleet_agent.relay.frames import ALIVE, HEAD_BYTES, Frame, ProtocolError, unpack
 from fleet_agent.relay.inflow import Inflow, PlainInflow, TlsInflow
-from fleet_agent.relay.limits import RateLimit
+from fleet_agent.relay.limits import LIMITED_BLOCK_BYTES, RateLimit
+from fleet_agent.relay.tls import TlsSession
 
 TICK_SECONDS = 0.25
 ALIVE_SECONDS = 0.5
@@ -27,15 +26,9 @@ HANDSHAKE_SECONDS = 5.0
 # acknowledges when its programs are late, so this makes no false alarms; a frozen program is another matter.
 UNACKNOWLEDGED_MILLISECONDS = 1500
 SILENT_PROGRAM_SECONDS = 10.0
-SEND_SECONDS = 15.0
 RECEIVE_BUFFER_BYTES = 2 << 20
-TLS_BLOCK_BYTES = 256 << 10
-LIMITED_BLOCK_BYTES = 64 << 10
 SMALL_BUFFER_BYTES = 16 << 10
 BUFFERED_PAYLOADS = 3
-RECEIVED_AT_ONCE_BYTES = 4096
-# The head of a frame goes out in one packet with the payload's first bytes (Linux; elsewhere it costs a packet).
-MSG_MORE: int = getattr(socket, "MSG_MORE", 0)
 DARWIN_CONNECTION_DROP_TIME = 0x80  # <netinet/tcp.h> TCP_RXT_CONNDROPTIME, seconds; Python has no name for it
 
 
@@ -71,7 +64,7 @@ def _context(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def certificate_name(connection: ssl.SSLSocket | ssl.SSLObject) -> str:
+def certificate_name(connection: ssl.SSLObject) -> str:
     """The one DNS name of the peer's verified certificate. Raises NotAllowed."""
     certificate = connection.getpeercert() or {}
     entries: list[tuple[str, str]] = list(certificate.get("subjectAltName", ()))  # type: ignore[arg-type]
@@ -81,14 +74,12 @@ def certificate_name(connection: ssl.SSLSocket | ssl.SSLObject) -> str:
     return names[0]
 
 
-def admit(connection: socket.socket, claimed: str, allowed: Collection[str]) -> str:
-    """The peer's name, proved by its certificate (claimed only, on a plain link). Raises NotAllowed."""
-    name = certificate_name(connection) if isinstance(connection, ssl.SSLSocket) else claimed
-    if name != claimed:
-        raise NotAllowed(f"it says that it is {claimed[:80]!r}, but its certificate names {name!r}")
-    if name not in allowed:
-        raise NotAllowed(f"{name[:80]!r} is not among the rollout's nodes")
-    return name
+def admit(certified: str | None, claimed: str, allowed: Collection[str]) -> None:
+    """Whether a peer may stay: certified is the name in its certificate, None on a plain link. Raises NotAllowed."""
+    if certified is not None and certified != claimed:
+        raise NotAllowed(f"it says that it is {claimed[:80]!r}, but its certificate names {certified!r}")
+    if claimed not in allowed:
+        raise NotAllowed(f"{claimed[:80]!r} is not among the rollout's nodes")
 
 
 def tune(connection: socket.socket, unacknowledged_milliseconds: int) -> None:
@@ -142,11 +133,11 @@ def dial(peer: Peer, context: ssl.SSLContext | None) -> "Link":
 def _inflow(connection: socket.socket, context: ssl.SSLContext | None, peer: Peer) -> Inflow:
     if context is None:
         return PlainInflow(connection)
-    inflow = TlsInflow(connection, context)
-    inflow.handshake(HANDSHAKE_SECONDS)
-    if certificate_name(inflow.session) != peer.name:
-        raise NotAllowed(f"its certificate names {certificate_name(inflow.session)!r}")
-    return inflow
+    tls = TlsSession(context)
+    tls.handshake(connection, HANDSHAKE_SECONDS)
+    if certificate_name(tls.session) != peer.name:
+        raise NotAllowed(f"its certificate names {certificate_name(tls.session)!r}")
+    return TlsInflow(connection, tls)
 
 
 class Link:
@@ -259,120 +250,6 @@ def _lost(error: OSError) -> LinkLost:
     return LinkLost("closed", str(error) or type(error).__name__)
 
 
-class ServerLink:
-    """The listening side's end, for one thread that waits for requests, for news and for the time to say ALIVE."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self._tls = isinstance(connection, ssl.SSLSocket)
-        self._block = bytearray()  # under TLS: a frame's head and the bytes that follow, to be encrypted together
-        self._sent_at = time.monotonic()
-        connection.settimeout(SEND_SECONDS)
-
-    def close(self) -> None:
-        # Not SSLSocket.shutdown: that takes the TLS state away under the thread that uses it.
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
-            self.connection.close()
-
-    def interrupt(self) -> None:
-        """From another thread: whatever the link's thread waits for on it ends."""
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)
-
-    def wait(self, wake: socket.socket | None, timeout_seconds: float) -> bool:
-        """Whether something can be read; False after news or at the time limit."""
-        if isinstance(self.connection, ssl.SSLSocket) and self.connection.pending():
-            return True
-        sources = [self.connection] if wake is None else [self.connection, wake]
-        readable, _, _ = select.select(sources, [], [], timeout_seconds)
-        return self.connection in readable
-
-    def receive(self, length: int, seconds: float) -> bytearray:
-        """Exactly that many bytes within that time: who sends them one by one is cut off. Raises OSError, EOFError."""
-        data = bytearray(length)
-        view = memoryview(data)
-        deadline = time.monotonic() + seconds
-        while view:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("a frame took too long to come")
-            self.connection.settimeout(left)
-            count = self.connection.recv_into(view)
-            if count == 0:
-                raise EOFError
-            view = view[count:]
-        self.connection.settimeout(SEND_SECONDS)
-        return data
-
-    def receive_some(self) -> bytes:
-        """What there is, after wait() said that there is something; at most a few hundred small frames."""
-        data = self.connection.recv(RECEIVED_AT_ONCE_BYTES)
-        if not data:
-            raise EOFError
-        return data
-
-    def send(self, data: bytes) -> None:
-        self.connection.sendall(data)
-        self._sent_at = time.monotonic()
-
-    def say_alive(self) -> None:
-        """Where nothing else was said for a while."""
-        if time.monotonic() - self._sent_at >= ALIVE_SECONDS:
-            self.send(ALIVE)
-
-    def send_file(
-        self, head: bytes, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
-    ) -> None:
-        """A frame whose payload is bytes of a file: by sendfile on a plain link, by large blocks under TLS.
-
-        Raises OSError, EOFError.
-        """
-        self._sent_at = time.monotonic()
-        if self._tls:
-            self._send_blocks(head, descriptor, offset, count, limit, on_bytes)
-            return
-        self.connection.sendall(head, MSG_MORE)
-        while count:
-            block = min(count, LIMITED_BLOCK_BYTES) if limit.limited else count
-            limit.take(block)
-            sent = self._send_some(descriptor, offset, block)
-            offset, count = offset + sent, count - sent
-            on_bytes(sent)
-
-    def _send_some(self, descriptor: int, offset: int, count: int) -> int:
-        while True:
-            try:
-                sent = os.sendfile(self.connection.fileno(), descriptor, offset, count)
-            except BlockingIOError:
-                _, writable, _ = select.select([], [self.connection], [], SEND_SECONDS)
-                if not writable:
-                    raise TimeoutError("it takes nothing any more") from None
-                continue
-            if sent == 0:
-                raise EOFError
-            return sent
-
-    def _send_blocks(
-        self, head: bytes, descriptor: int, offset: int, count: int, limit: RateLimit, on_bytes: Callable[[int], None]
-    ) -> None:
-        if not self._block:
-            self._block = bytearray(HEAD_BYTES + TLS_BLOCK_BYTES)
-        self._block[:HEAD_BYTES] = head
-        before = HEAD_BYTES
-        while count:
-            wanted = min(count, LIMITED_BLOCK_BYTES if limit.limited else TLS_BLOCK_BYTES)
-            view = memoryview(self._block)
-            read = os.preadv(descriptor, [view[before : before + wanted]], offset)
-            if not read:
-                raise EOFError
-            limit.take(read)
-            self.connection.sendall(view[: before + read])
-            offset, count, before = offset + read, count - read, 0
-            on_bytes(read)
-
-
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -395,4 +272,4 @@ def readable_by_others(path: str) -> bool:
     return bool(Path(path).stat().st_mode & 0o077)
 
 
-__all__ = ["Link", "LinkLost", "NotAllowed", "ProtocolError", "ServerLink", "admit", "dial", "listen", "reset", "tune"]
+__all__ = ["Link", "LinkLost", "NotAllowed", "ProtocolError", "admit", "dial", "listen", "reset", "tune"]

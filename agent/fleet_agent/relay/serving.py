@@ -25,10 +25,12 @@ from fleet_agent.relay.frames import (
     unpack,
 )
 from fleet_agent.relay.limits import RateLimit
-from fleet_agent.relay.links import ALIVE_SECONDS, HANDSHAKE_SECONDS, NotAllowed, ServerLink, admit, listen, reset, tune
+from fleet_agent.relay.links import ALIVE_SECONDS, HANDSHAKE_SECONDS, NotAllowed, admit, listen, reset, tune
 from fleet_agent.relay.manifest import DIGEST_BYTES
+from fleet_agent.relay.outflow import ServerLink
 from fleet_agent.relay.receiving import MOST_PIECES_AHEAD
-from fleet_agent.relay.store import PieceStore
+from fleet_agent.relay.store import Loan, PieceStore
+from fleet_agent.relay.tls import TlsSession
 
 FRAME_SECONDS = 5.0
 UNACKNOWLEDGED_MILLISECONDS = 10_000
@@ -38,28 +40,28 @@ REFUSALS_TOLD_PER_SECOND = 4
 # A head's hashes go out this often at most: many small sends for each piece would cost more than they are worth.
 HASH_INTERVAL_SECONDS = 0.02
 BECOMING_HEAD_SECONDS = 30.0
+PIECES_AT_ONCE = 4
 PURPOSES = ("pieces", "hashes")
 
 
 class Wake:
-    """News for a thread that waits in select()."""
+    """News for a thread that waits in select(), for which it arms this before it looks at how things stand: who changes
+    them afterwards finds it armed, and who does so while the thread is at work has nothing to do."""
 
     def __init__(self) -> None:
         self.reader, self._writer = socket.socketpair()
         self.reader.setblocking(False)
         self._writer.setblocking(False)
-        self._told = False
+        self._armed = False
+
+    def arm(self) -> None:
+        self._armed = True
 
     def __call__(self) -> None:
-        if not self._told:
-            self._told = True
+        if self._armed:
+            self._armed = False
             with contextlib.suppress(OSError):
                 self._writer.send(b"!")
-
-    def clear(self) -> None:
-        self._told = False
-        with contextlib.suppress(BlockingIOError):
-            self.reader.recv(64)
 
     def close(self) -> None:
         self._writer.close()
@@ -151,53 +153,59 @@ class Server:
         """A stranger's thread; his peer's once he has proved who he is."""
         try:
             try:
-                connection, hello = self._introduce(connection, host)
+                link, hello = self._introduce(connection, host)
             finally:
                 with self._lock:
                     self._strangers[host] -= 1
                     if not self._strangers[host]:
                         del self._strangers[host]
-            self._serve(ServerLink(connection), hello)
+            self._serve(link, hello)
         except (OSError, EOFError, ProtocolError, NotAllowed):
             pass
         finally:
             reset(connection)
 
-    def _introduce(self, connection: socket.socket, host: str) -> tuple[socket.socket, Hello]:
-        claimed = ""
+    def _introduce(self, connection: socket.socket, host: str) -> tuple[ServerLink, Hello]:
+        claimed, link = "", None
         try:
             tune(connection, UNACKNOWLEDGED_MILLISECONDS)
             connection.settimeout(HANDSHAKE_SECONDS)
-            context = self._context()
-            if context is not None:
-                connection = context.wrap_socket(connection, server_side=True)
-            link = ServerLink(connection)
+            tls = self._begin_tls(connection)
+            link = ServerLink(connection, tls)
             frame = unpack(link.receive(HEAD_BYTES, HANDSHAKE_SECONDS))
             if frame.kind is not Kind.HELLO:
                 raise ProtocolError(f"{frame.kind.name} for a greeting")
             hello = read_hello(link.receive(frame.length, HANDSHAKE_SECONDS))
             claimed = hello.node
-            self._admit(connection, hello)
-            return connection, hello
+            self._admit(link, hello)
+            return link, hello
         except (OSError, EOFError, ProtocolError, NotAllowed) as error:
-            self._refuse(connection, host, claimed, error)
+            self._refuse(link, host, claimed, error)
             raise
 
-    def _admit(self, connection: socket.socket, hello: Hello) -> None:
+    def _begin_tls(self, connection: socket.socket) -> TlsSession | None:
+        context = self._context()
+        if context is None:
+            return None
+        tls = TlsSession(context, server_side=True)
+        tls.handshake(connection, HANDSHAKE_SECONDS)
+        return tls
+
+    def _admit(self, link: ServerLink, hello: Hello) -> None:
         with self._lock:
             allowed = self._allowed
-        admit(connection, hello.node, allowed)
+        admit(link.certified_name, hello.node, allowed)
         if hello.rollout != self._spec.rollout or hello.manifest != self._digest:
             raise NotAllowed("it belongs to another rollout")
         if hello.purpose not in PURPOSES:
             raise ProtocolError("it wants neither pieces nor hashes")
 
-    def _refuse(self, connection: socket.socket, host: str, claimed: str, error: Exception) -> None:
+    def _refuse(self, link: ServerLink | None, host: str, claimed: str, error: Exception) -> None:
         reason = str(error) or type(error).__name__
-        if isinstance(error, NotAllowed):
+        if link is not None and isinstance(error, NotAllowed):
             with contextlib.suppress(OSError):
-                connection.sendall(text_frame(Kind.BYE, reason))
-                socket.socket.shutdown(connection, socket.SHUT_WR)
+                link.send(text_frame(Kind.BYE, reason))
+                link.connection.shutdown(socket.SHUT_WR)
         now = time.monotonic()
         with self._lock:
             if len(self._refusals) == REFUSALS_TOLD_PER_SECOND and now - self._refusals[0] < 1.0:
@@ -252,21 +260,29 @@ class PieceSession:
         self._wake = wake
         self._on_damage = on_damage
         self._asked: deque[tuple[int, int]] = deque()
+        self._loan = Loan()
         self._unread = b""  # the beginning of a frame
         self._unread_since = 0.0
 
     def run(self) -> None:
         """Until the link ends, which raises OSError, EOFError or ProtocolError."""
-        while True:
-            self._wake.clear()
-            ready = bool(self._asked) and self._store.has(*self._asked[0])
-            if self._link.wait(self._wake.reader, 0.0 if ready else ALIVE_SECONDS):
-                self._read()
-            elif self._unread and time.monotonic() - self._unread_since > FRAME_SECONDS:
-                raise TimeoutError("a frame took too long to come")
-            elif ready:
-                self._send(*self._asked.popleft())
-            self._link.say_alive()
+        with contextlib.closing(self._loan):
+            while True:
+                self._send_what_is_here()
+                self._wake.arm()
+                ready = bool(self._asked) and self._store.has(*self._asked[0])
+                if self._link.wait(self._wake.reader, 0.0 if ready else ALIVE_SECONDS):
+                    self._read()
+                elif self._unread and time.monotonic() - self._unread_since > FRAME_SECONDS:
+                    raise TimeoutError("a frame took too long to come")
+                self._link.say_alive()
+
+    def _send_what_is_here(self) -> None:
+        """A few pieces, before the peer is listened to again."""
+        for _ in range(PIECES_AT_ONCE):
+            if not self._asked or not self._store.has(*self._asked[0]):
+                return
+            self._send(*self._asked.popleft())
 
     def _read(self) -> None:
         if not self._unread:
@@ -296,12 +312,12 @@ class PieceSession:
             raise ProtocolError("there is no such piece")
 
     def _send(self, file: int, piece: int) -> None:
-        with self._store.lend(file, piece) as place:
-            if place is None:
-                raise EOFError
-            descriptor, offset, length = place
-            head = Frame(Kind.PIECE, file, piece, length).pack()
-            self._link.send_file(head, descriptor, offset, length, self._limit, self._counters.sent)
+        place = self._store.lend(file, piece, self._loan)
+        if place is None:
+            raise EOFError
+        descriptor, offset, length = place
+        head = Frame(Kind.PIECE, file, piece, length).pack()
+        self._link.send_file(head, descriptor, offset, length, self._limit, self._counters.sent)
 
 
 class HashSession:
@@ -334,7 +350,7 @@ class HashSession:
             self._position[number] = frame.piece
         self._taken_back = self._store.taken_back
         while True:
-            self._wake.clear()
+            self._wake.arm()
             sent = self._tell_news()
             time.sleep(HASH_INTERVAL_SECONDS)
             if self._link.wait(self._wake.reader, 0.0 if sent else ALIVE_SECONDS):

@@ -1,5 +1,6 @@
 """The head's own bytes: from the hub by resumable ranged GETs, or from a folder; announced piece by piece."""
 
+import contextlib
 import os
 import threading
 import urllib.parse
@@ -18,7 +19,7 @@ from fleet_agent.relay.limits import RateLimit
 from fleet_agent.relay.placing import Placer
 from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.relay.resume import take_up_own
-from fleet_agent.relay.store import PieceStore, StoredFile
+from fleet_agent.relay.store import Loan, PieceStore, StoredFile
 from fleet_agent.steps.hub_download import DEFAULT_ENDPOINT, read_token
 
 COPY_BYTES = 1 << 20
@@ -106,9 +107,10 @@ class SourceReader:
         if file.known == file.pieces:
             return
         prefix = PrefixHash(file.entry)
-        for piece in range(file.pieces):
-            self._check()
-            with self._store.lend(file.number, piece) as place:
+        with contextlib.closing(Loan()) as loan:
+            for piece in range(file.pieces):
+                self._check()
+                place = self._store.lend(file.number, piece, loan)
                 if place is None:
                     return
                 descriptor, offset, length = place

@@ -48,6 +48,7 @@ class StoredFile:
         self.placed = False  # and it is in the cache under its name
         self.epoch = 0  # counts up whenever hashes were taken back
         self.descriptor = -1
+        self.opened = 0  # counts up whenever the descriptor became another one
 
     @property
     def known(self) -> int:
@@ -58,12 +59,36 @@ class StoredFile:
 
     def open_part(self) -> None:
         self.close()
+        self.opened += 1
         self.descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+class Loan:
+    """A borrower's own descriptor of a file, kept from one piece to the next: the file's own may be closed, or become
+    another file's, while a piece is read."""
+
+    def __init__(self) -> None:
+        self._file: StoredFile | None = None
+        self._opened = 0
+        self._descriptor = -1
+
+    def of(self, file: StoredFile) -> int:
+        """The file's descriptor. Called with the store's lock held."""
+        if file is not self._file or file.opened != self._opened:
+            self.close()
+            self._descriptor = os.dup(file.descriptor)
+            self._file, self._opened = file, file.opened
+        return self._descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._file, self._descriptor = None, -1
 
 
 class PieceStore:
@@ -296,6 +321,7 @@ class PieceStore:
     def open_blob(self, file: StoredFile) -> None:
         """For a file that was there before: its descriptor serves."""
         file.close()
+        file.opened += 1
         file.descriptor = os.open(file.blob, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, file: StoredFile, piece: int) -> bytes:
@@ -303,22 +329,14 @@ class PieceStore:
         length = self.manifest.length(file.number, piece)
         return os.pread(file.descriptor, length, piece * self.manifest.piece_bytes)
 
-    @contextlib.contextmanager
-    def lend(self, number: int, piece: int) -> Iterator[tuple[int, int, int] | None]:
-        """(descriptor, offset, length) of a piece that is right, for the block; None where there is none.
-
-        The descriptor is the borrower's own: the file's may be closed or become another file's meanwhile.
-        """
+    def lend(self, number: int, piece: int, loan: Loan) -> tuple[int, int, int] | None:
+        """(descriptor, offset, length) of a piece that is right, until `loan` is used again; else None."""
         file = self.files[number]
         with self._changed:
-            lent = os.dup(file.descriptor) if piece < file.verified and file.descriptor >= 0 else -1
-        if lent < 0:
-            yield None
-            return
-        try:
-            yield lent, piece * self.manifest.piece_bytes, self.manifest.length(number, piece)
-        finally:
-            os.close(lent)
+            if piece >= file.verified or file.descriptor < 0:
+                return None
+            descriptor = loan.of(file)
+        return descriptor, piece * self.manifest.piece_bytes, self.manifest.length(number, piece)
 
     def recheck(self, number: int, piece: int) -> bool:
         """Somebody was sent a wrong piece: whether it is right here, and all before it.
@@ -345,8 +363,9 @@ class PieceStore:
 
     def _first_wrong(self, file: StoredFile, last: int) -> int | None:
         prefix = PrefixHash(file.entry)
-        for piece in range(last + 1):
-            with self.lend(file.number, piece) as place:
+        with contextlib.closing(Loan()) as loan:
+            for piece in range(last + 1):
+                place = self.lend(file.number, piece, loan)
                 if place is None or file.known <= piece:
                     return None
                 descriptor, offset, length = place

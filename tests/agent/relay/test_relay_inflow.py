@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_agent.relay.inflow import RECORD_CONTENT_BYTES, RECORD_EXTRA_BYTES, RECORD_HEAD_BYTES, Records
+from fleet_agent.relay.records import RECORD_CONTENT_BYTES, RECORD_EXTRA_BYTES, RECORD_HEAD_BYTES, Records
 
 
 def stream_of(contents: list[int]) -> bytes:

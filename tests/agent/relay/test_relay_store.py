@@ -1,6 +1,8 @@
 """The pieces on a disk, for any order of right and wrong pieces, hashes taken back, deaths and rot."""
 
+import contextlib
 import hashlib
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -16,7 +18,7 @@ from fleet_agent.jobs.model import ArtifactFile
 from fleet_agent.relay.manifest import Manifest
 from fleet_agent.relay.prefix import PrefixHash
 from fleet_agent.relay.resume import take_up, take_up_own
-from fleet_agent.relay.store import Disordered, PieceStore, WrongFile, WrongPiece
+from fleet_agent.relay.store import Disordered, Loan, PieceStore, WrongFile, WrongPiece
 
 PIECE = 1 << 14
 SIZE = 5 * PIECE + 100
@@ -186,14 +188,29 @@ def test_a_piece_is_lent_while_its_file_is_closed(tmp_path: Path) -> None:
     host.store.add_hashes(0, 0, b"".join(HASHES))
     host.take_up()
     host.put(0, PIECES[0])
-    with host.store.lend(0, 1) as none, host.store.lend(0, 0) as place:
-        assert none is None and place is not None
+    with contextlib.closing(Loan()) as loan:
+        assert host.store.lend(0, 1, loan) is None
+        place = host.store.lend(0, 0, loan)
+        assert place is not None
         host.file.close()
         with (tmp_path / "other").open("wb") as other:
             assert other.fileno() != place[0]
-            import os
-
             assert os.pread(place[0], place[2], place[1]) == PIECES[0]
+
+
+def test_a_loan_follows_a_file_that_was_opened_anew(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.store.add_hashes(0, 0, b"".join(HASHES))
+    host.take_up()
+    host.put(0, PIECES[0])
+    with contextlib.closing(Loan()) as loan:
+        before = host.store.lend(0, 0, loan)
+        assert host.store.lend(0, 0, loan) == before
+        host.file.part.rename(tmp_path / "old")
+        host.file.open_part()
+        os.pwrite(host.file.descriptor, bytes(len(PIECES[0])), 0)
+        place = host.store.lend(0, 0, loan)
+        assert place is not None and os.pread(place[0], place[2], place[1]) == bytes(len(PIECES[0]))
 
 
 def test_requests_go_on_from_what_is_there(tmp_path: Path) -> None:
