@@ -20,7 +20,6 @@ from fleet_controller.distributing.succession import Succession
 
 JUDGING_SECONDS = 0.25
 TRIAL_SECONDS = 12.0
-RECOVERY_SECONDS = 1.0
 # A host that is done that soon anyway is left in peace.
 WORTH_A_TRIAL_SECONDS = 5.0
 SAMPLES_KEPT = 64
@@ -291,6 +290,9 @@ class Conductor:
         if name not in topology.names:
             return []
         self._change(faults={**self.state.faults, name: fault})
+        if self._succession.has_ended_for_sure(name):  # and is not waited for any more
+            self._succession.settled()
+            return self._gone(name, why)
         return self._repaired(why)
 
     def _repaired(self, why: str, unfit: Collection[str] | None = None) -> list[Instruction]:
@@ -353,17 +355,19 @@ class Conductor:
         assert topology is not None
         still = self._upstream(topology, trial.successor) == suspect.server
         better = slowness.improved(suspect.bytes_per_second, self._history[trial.successor], suspect.server)
-        if better is None and still and now - trial.since_seconds <= TRIAL_SECONDS:
+        well = self._keeps_up(suspect.name) if better and not trial.instead_of else False
+        in_time = now - trial.since_seconds <= TRIAL_SECONDS
+        if in_time and ((better is None and still) or well is None):
             return []
         self._change(trial=None)
-        if better is None or not still:
+        if better is None or (not still and well is None):
             return []
         if better and trial.instead_of:
             return self._demote(suspect.name, Fault.SLOW, f"{suspect.name} serves slowly, whoever asks it")
-        if better and self._recovered(suspect):
-            return []
-        if better:
+        if better and well is False:
             return self._demote(suspect.name, Fault.SLOW, f"{suspect.name} was slow: {trial.successor} is not")
+        if better or not still:
+            return []
         if trial.instead_of:
             self._change(
                 cleared_servers=self.state.cleared_servers | {suspect.name}, tried=self.state.tried - {trial.instead_of}
@@ -388,10 +392,11 @@ class Conductor:
         why = f"{successor} gets no more from {server} than {trial.suspect.name} did: it tries {before}"
         return self._to(repair.moved_to_the_end(topology, server), why)
 
-    def _recovered(self, suspect: Suspect) -> bool:
-        """Whether at its new place it is no longer slow either: it was its machine's load, say, and that has passed."""
-        now = slowness.rate(self._history[suspect.name], RECOVERY_SECONDS)
-        return now is not None and now >= slowness.BETTER_BY * max(suspect.bytes_per_second, 1.0)
+    def _keeps_up(self, name: str) -> bool | None:
+        """Whether it does well at its new place: it was its machine's load, say, and that has passed."""
+        assert self.state.topology is not None
+        server = self._upstream(self.state.topology, name)
+        return None if server is None else slowness.keeps_up(self._history[name], self._history[server])
 
     # -- carrying over ----------------------------------------------------------------------------------------
 

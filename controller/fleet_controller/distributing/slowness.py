@@ -162,6 +162,26 @@ def _best_of_others(served: Mapping[str, float], name: str) -> float | None:
     return max(served.values()) if set(served) - {name} else None
 
 
+def keeps_up(samples: Sequence[Sample], server: Sequence[Sample]) -> bool | None:
+    """Whether a host gets what its server gets, over the window; None as long as that had nothing that the host lacked.
+
+    A host that changed places has more than who serves it now, for a while, and gets nothing then, however fast it is.
+    """
+    if not samples or not server:
+        return None
+    last = samples[-1]
+    if last.verified_bytes >= last.total_bytes:
+        return True
+    start = last.at_seconds - WINDOW_SECONDS
+    if samples[0].at_seconds > start or _at(server, start) < _at(samples, start):
+        return None
+    got, due = last.verified_bytes - _at(samples, start), server[-1].verified_bytes - _at(server, start)
+    lacks = server[-1].verified_bytes - last.verified_bytes >= LEAST_GAP_BYTES
+    if got * BETTER_BY >= due or not lacks:
+        return True
+    return False if got * SLOWER_BY < due else None
+
+
 def improved(before_bytes_per_second: float, samples: Sequence[Sample], server: str) -> bool | None:
     """Whether who took the suspect's place does far better from the same server; None while it is too early to say."""
     now = rate(samples, WINDOW_SECONDS, server)
