@@ -48,8 +48,7 @@ def play(load: Load, fault: str, hosts: int, tls: bool) -> dict[str, Any]:
     """One rollout with one fault; what came of it."""
     with rollout(load, fault, hosts, tls) as (scene, started):
         others_done = strike(scene, fault)
-        state = scene.control.conductor.state
-        left = tuple(name for name in scene.names if name not in state.gone)
+        left = tuple(name for name in scene.names if scene.lab.relays[name].process.poll() is None)
         scene.control.wait_until_complete(left, scene.limit)
         all_done = time.monotonic()
         check(scene.lab, left)

@@ -165,8 +165,9 @@ def slow_first(scene: Scene) -> None:
 
 def bad_bytes(scene: Scene) -> None:
     """scene.names[2] lies (see start_relays)."""
-    scene.lab.relays[scene.names[3]].wait_for(lambda event: isinstance(event, CorruptPiece), scene.limit)
+    scene.wait_for_share(scene.names[3], LIES_FROM - 0.02)
     scene.strike(scene.names[2])
+    scene.lab.relays[scene.names[3]].wait_for(lambda event: isinstance(event, CorruptPiece), scene.limit)
 
 
 def full_disk(scene: Scene) -> None:
@@ -211,7 +212,7 @@ def same_twice_at_once(scene: Scene) -> None:
         scene.strike()
         scene.control.wait_until_complete(scene.names, scene.limit)
         for name in scene.names:
-            scene.lab.relays[name].stop()
+            scene.lab.relays[name].stop()  # it holds the locks as long as it serves
         control.wait_until_complete(scene.names, scene.limit)
         fetched = sum(tally.fetched_bytes for tally in control.tallies.values())
         scene.notes.append(f"the second one fetched {fetched} bytes")
