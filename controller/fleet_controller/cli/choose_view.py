@@ -87,7 +87,7 @@ def _confidence(choice: controller_pb2.ModelChoice, ranked: controller_pb2.Ranke
     parts = [text]
     if any(other.ties_with_first for other in choice.decision.ranked):
         parts.append("a tie")
-    if len(choice.decision.to_measure) > 1:
+    if choice.decision.to_measure:
         parts.append("measuring could change it")
     if ranked.option.offload_bytes:
         parts.append("partly on the CPU")

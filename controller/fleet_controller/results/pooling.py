@@ -6,10 +6,10 @@ fingerprint does not name (a room's temperature, a kernel) changes with time.
 """
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 
 from fleet_controller.results.columns import DeviationKind, Result, Status
+from fleet_controller.results.statistics import Estimate, estimate_of
 
 # So many of the newest runs count, and so often does a bench measure a cell before it says that it cannot tell.
 MOST_RUNS = 3
@@ -27,24 +27,33 @@ def pooled_by_fingerprint(rows: Iterable[Result]) -> list[Result]:
 def pooled(rows: Sequence[Result]) -> Result:
     """The newest row with the mean of the newest `MOST_RUNS` of one fingerprint, and all their repetitions.
 
-    Where a tool told no single repetitions, each run is one. Raises ValueError without any row.
+    Where a run says nothing of its own repetitions, each run is one. Raises ValueError without any row.
     """
     newest = sorted(rows, key=lambda row: (row.finished_unix_ms, row.run_id))[-MOST_RUNS:]
     if not newest:
         raise ValueError("there is no row to pool")
     if len(newest) == 1:
         return newest[0]
-    told = all(row.samples for row in newest)
-    samples = tuple(sample for row in newest for sample in (row.samples if told else (row.mean or 0.0,)))
-    mean = math.fsum(samples) / len(samples)
+    found = [estimate_of(row) for row in newest]
+    known = [one for one in found if one is not None]
+    if len(known) < len(newest):
+        known = [Estimate(row.mean or 0.0, 0.0, 1) for row in newest]
+    count = sum(one.count for one in known)
+    mean = math.fsum(one.mean * one.count for one in known) / count
+    squares = ((one.count - 1) * one.deviation**2 + one.count * (one.mean - mean) ** 2 for one in known)
     return newest[-1].model_copy(
         update={
             "mean": mean,
-            "samples": samples,
-            "repetitions": len(samples),
-            "deviation": statistics.stdev(samples),
+            "samples": tuple(sample for row in newest for sample in row.samples) if _told(newest, count) else (),
+            "repetitions": count,
+            "deviation": math.sqrt(math.fsum(squares) / (count - 1)),
             "deviation_kind": DeviationKind.SAMPLE,
             "confidence_low": None,
             "confidence_high": None,
         }
     )
+
+
+def _told(rows: Sequence[Result], count: int) -> bool:
+    """Whether the single repetitions of all are known."""
+    return sum(len(row.samples) for row in rows) == count

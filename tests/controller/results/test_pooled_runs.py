@@ -1,5 +1,6 @@
 """Runs of one cell as one figure: the same for `fleet choose` and for `fleet bench --to-decide`."""
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,19 @@ def test_the_newest_runs_count_in_whatever_order_they_come() -> None:
 
 
 def test_where_a_tool_told_no_repetitions_each_run_is_one() -> None:
-    rows = [run(number, mean, samples=(), repetitions=0, deviation=5.0) for number, mean in ((1, 98.0), (2, 102.0))]
+    rows = [run(number, mean, samples=(), repetitions=0, deviation=None) for number, mean in ((1, 98.0), (2, 102.0))]
     found = pooled(rows)
-    assert (found.mean, found.samples) == (100.0, (98.0, 102.0))
+    assert (found.mean, found.repetitions) == (100.0, 2)
     assert found.deviation == pytest.approx(2.828, abs=1e-3)
+
+
+def test_means_and_deviations_say_the_same_as_the_repetitions_themselves() -> None:
+    told = [run(1, 98.0, 100.0, 103.0), run(2, 99.0, 104.0)]
+    as_means = [row.model_copy(update={"samples": (), "deviation": statistics.stdev(row.samples)}) for row in told]
+    one, other = pooled(told), pooled(as_means)
+    assert one.deviation == pytest.approx(statistics.stdev([98.0, 100.0, 103.0, 99.0, 104.0]))
+    assert (one.mean, one.deviation) == pytest.approx((other.mean, other.deviation))
+    assert error_bar(one) == pytest.approx(error_bar(other))
 
 
 def test_other_conditions_are_never_averaged_and_disturbed_runs_count_for_nothing() -> None:
