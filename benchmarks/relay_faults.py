@@ -51,8 +51,8 @@ def play(load: Load, fault: str, hosts: int, tls: bool) -> dict[str, Any]:
         left = tuple(name for name in scene.names if scene.lab.relays[name].process.poll() is None)
         scene.control.wait_until_complete(left, scene.limit)
         all_done = time.monotonic()
-        check(scene.lab, left)
         state = scene.control.conductor.state
+        check(scene.lab, tuple(state.complete))
         changes = scene.control.changes[1:]
         repaired = [at - scene.struck_at for at, _ in changes if at >= scene.struck_at]
         demoted = {name: fault.value for name, fault in state.faults.items()}
