@@ -101,7 +101,7 @@ class RelayNode:
         except Stopped:
             pass
         except (ProblemError, OSError) as error:
-            self._end_writing()
+            self._stop_writing()
             self._emit(failure_of(error, self._store))
             return 1
         finally:
@@ -194,16 +194,18 @@ class RelayNode:
             self._told_complete = False
             self._emit(DamagedPart(self._spec.manifest.files[file].path, piece))
 
-    def _end_writing(self) -> None:
+    def _stop_writing(self) -> None:
+        """At once, unlike _close, which waits for links and for the disk: the others are to know soon."""
+        for writer in (self._receiver, self._source):
+            if writer is not None:
+                writer.stop()
+
+    def _close(self) -> None:
+        self._server.close()
         self._end_receiving()
         self._end_source()
         if self._placer is not None:
             self._placer.stop()
-        self._placer = None
-
-    def _close(self) -> None:
-        self._server.close()
-        self._end_writing()
         self._store.close()
 
     # -- telling ----------------------------------------------------------------------------------------------
