@@ -2,5 +2,6 @@
 
 All pure. model.py the hosts and the topology · ordering.py the first topology · repair.py the next one after a
 failure · succession.py when a head is followed · holdings.py who has how much · complaints.py who is to blame ·
-slowness.py who is slow · messages.py what relays tell and are told · conductor.py from events to orders.
+slowness.py who is slow · messages.py what relays tell and are told · stored.py what outlives the
+controller · conductor.py from events to orders.
 """
