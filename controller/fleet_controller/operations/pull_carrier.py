@@ -198,7 +198,7 @@ class PullCarrier:
             node.complete, node.snapshot = True, event.snapshot
         elif isinstance(event, messages.DamagedPart):
             node.complete = False
-        elif isinstance(event, messages.Ended):
+        elif isinstance(event, messages.Ended | messages.Failed):
             node.relay_ended = True
         elif isinstance(event, messages.Progress):
             node.serves = event.downstream
