@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MEMORY_FILE_SYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
-PROBE_BYTES, PROBE_SECONDS, BLOCK_BYTES, SYNC_BYTES = 2 << 30, 4.0, 1 << 20, 64 << 20
+PROBE_BYTES, PROBE_SECONDS, BLOCK_BYTES, SYNC_BYTES = 2 << 30, 4.0, 1 << 20, 16 << 20
 SPARE_BYTES = 2 << 30  # left free for whatever else uses the disk
 # Of what the disk and the processors can do, so much is planned with: nothing may wait for them.
 SHARE = 0.6
@@ -18,7 +18,7 @@ CORE_SECONDS_PER_GIB = 8.0  # relaying with TLS, shaping included, at 16 hosts (
 
 @dataclass(frozen=True)
 class DiskSpeed:
-    """Bytes a second of one file: written and synced every 64 MB, as the relay does; read again with cold caches."""
+    """Bytes a second of one file: written and synced every 16 MiB, as the relay does; read again with cold caches."""
 
     file_system: str
     write: float

@@ -19,7 +19,7 @@ from fleet_agent.relay.store import PieceStore, StoredFile
 from fleet_agent.steps.output import free_bytes
 
 # So much is on its way to the disk at most; without it the last fsync would take as long as the disk takes for it all.
-UNSYNCED_BYTES = 64 << 20
+UNSYNCED_BYTES = 16 << 20
 
 
 class Placer:

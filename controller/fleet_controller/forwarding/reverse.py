@@ -15,8 +15,9 @@ from fleet_inventory.hosts import Host
 OPEN_SECONDS = 20.0
 REOPEN_SECONDS = 1.0
 END_SECONDS = 3.0
-# ssh ends when standard input does, and that is a pipe which nobody but this process holds: so it ends with it, also when
-# it is killed, on Linux and macOS alike. Whichever ends first, ssh or the wait for the pipe, takes the other one with it.
+# ssh ends when standard input does, and that is a pipe which nobody but this process holds: so it ends with it, also
+# when it is killed, on Linux and macOS alike. Whichever ends first, ssh or the wait for the pipe, takes the other one
+# with it.
 _TIED = """
 exec 3<&0
 "$@" </dev/null 3<&- &
