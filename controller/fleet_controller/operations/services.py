@@ -5,11 +5,13 @@ from collections.abc import AsyncGenerator
 
 from fleet_controller.domain.base import Problem
 from fleet_controller.domain.events import HostEvent
+from fleet_controller.domain.rollouts import HostPhase
 from fleet_controller.domain.services import DesiredState, ForeignServer, ServiceStatus
 from fleet_controller.fanout import as_they_finish, merged
 from fleet_controller.operations.context import FleetContext
 from fleet_controller.operations.problems import problem_of
 from fleet_controller.operations.reports import HostServices, LogPiece
+from fleet_controller.rolling.store import RolloutStore
 from fleet_controller.transport.client import AgentClient
 from fleet_controller.transport.errors import AgentRefused, TransportError
 from fleet_inventory.hosts import Host, Transport
@@ -78,11 +80,29 @@ async def _stop_on(
             for status in running:
                 yield HostEvent(host=name, stage="stop", message=f"stopping {status.spec.name}")
                 await agent.stop_service(status.spec.name, remove=remove)
+            _leave_stopped(context, name, [status.spec.name for status in chosen])
             yield HostEvent(
                 host=name, stage="stop", message=_stopped(chosen, running, model), done=True, changed=bool(running)
             )
     except Exception as error:
         yield HostEvent(host=name, stage="stop", done=True, problem=problem_of(error))
+
+
+def _leave_stopped(context: FleetContext, host: str, services: list[str]) -> None:
+    """A rollout that was cut off while it changed this host does not start again what was stopped since."""
+    if not context.settings.database_file.exists():
+        return
+    store = RolloutStore(context.database)
+    for number in [rollout.number for rollout in store.unfinished() if rollout.service in services]:
+        with store.carrying_out(number) as ours:  # whoever is at it sees by itself what became of its service
+            rollout = store.get(number)
+            if not ours or rollout is None:
+                continue
+            message = f"{rollout.service} was stopped after the rollout was cut off"
+            problem = Problem(code="stopped", message=message, remedy="deploy it again, or undo the rollout")
+            for part in rollout.of(HostPhase.CHANGING):
+                if part.host == host:
+                    store.set_host(number, part.model_copy(update={"phase": HostPhase.FAILED, "problem": problem}))
 
 
 def _stopped(chosen: list[ServiceStatus], running: list[ServiceStatus], model: str) -> str:
