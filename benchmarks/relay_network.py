@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shlex
 import subprocess
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ HEADER_BYTES = 66  # Ethernet 14, IP 20, TCP with timestamps 32
 def run(*command: str, check: bool = True) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if check and done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -79,12 +80,7 @@ class ShapedNetwork:
         number = len(self.cables)
         namespace, link = f"{self._bridge}-{number}", f"{self._bridge}v{number}"[:BRIDGE_PORT_BYTES_LIMIT]
         address = f"{self._network}.{10 + number}"
-        run("ip", "netns", "add", namespace)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        run("ip", "link", "set", link, "master", self._bridge, "up")
-        run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        run("ip", "-n", namespace, "link", "set", "eth0", "up")
-        run("ip", "-n", namespace, "link", "set", "lo", "up")
+        plug_in(namespace, link, self._bridge, address)
         self.cables[name] = Cable(address, ("ip", "netns", "exec", namespace), namespace, link)
         if self.rate_bytes_per_second:
             self.shape(name, self.rate_bytes_per_second)
@@ -114,6 +110,16 @@ class ShapedNetwork:
             run("ip", "netns", "delete", cable.namespace, check=False)
             run("ip", "link", "delete", cable.link, check=False)
         run("ip", "link", "delete", self._bridge, check=False)
+
+
+def plug_in(namespace: str, link: str, bridge: str, address: str) -> None:
+    """A new network namespace, whose eth0 has that address and is `link` on the bridge."""
+    run("ip", "netns", "add", namespace)
+    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+    run("ip", "link", "set", link, "master", bridge, "up")
+    run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
+    run("ip", "-n", namespace, "link", "set", "eth0", "up")
+    run("ip", "-n", namespace, "link", "set", "lo", "up")
 
 
 def _bucket(bytes_per_second: float) -> list[str]:

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from end_to_end.lab import Lab
 
+from benchmarks.relay_network import run
 from support.fleet_cli import eventually
-from support.namespaces import run
 from support.tiny_model import ANSWER
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.llama_cpp, pytest.mark.slow]

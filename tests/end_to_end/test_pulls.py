@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from end_to_end.lab import HOSTS, Lab, kill, one
 
+from benchmarks.relay_network import run
 from support.fleet_cli import eventually
-from support.namespaces import run
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.llama_cpp, pytest.mark.slow]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.relay_network import plug_in, run
 from fleet_inventory.hosts import Host
 
 SSHD_SECONDS = 15.0
@@ -63,13 +64,6 @@ class NamespaceHost:
     home: Path
     host_key: Path
     sshd: subprocess.Popen[bytes] | None = None
-
-
-def run(*command: str, check: bool = True) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip()}")
-    return done.stdout
 
 
 class NamespaceFleet:
@@ -111,12 +105,7 @@ class NamespaceFleet:
         namespace, link = f"{self._bridge}-{name}", f"{PREFIX_NAME}{self.id}v{index}"
         network = self._inner_network if options.behind else self._network
         address = f"{network}.{10 + index}"
-        run("ip", "netns", "add", namespace)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        run("ip", "link", "set", link, "master", self._bridge, "up")
-        run("ip", "-n", namespace, "address", "add", f"{address}/24", "dev", "eth0")
-        run("ip", "-n", namespace, "link", "set", "eth0", "up")
-        run("ip", "-n", namespace, "link", "set", "lo", "up")
+        plug_in(namespace, link, self._bridge, address)
         if options.behind:
             jump = self.hosts[options.behind]
             inner = f"{self._inner_network}.{jump.address.rpartition('.')[2]}/24"

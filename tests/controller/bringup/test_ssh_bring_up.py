@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.relay_network import run
 from fleet_controller.bringup import UpOptions, bring_up, manage_agents, trust_host_key
 from fleet_controller.bringup.wheelhouse import uv_binary, uv_wheel
 from fleet_controller.bringup.wheels import agent_release
@@ -27,7 +28,7 @@ from fleet_controller.transport import (
 )
 from fleet_inventory.hosts import Host, Transport
 from support.agent_wheels import HOST_PYTHON, release_with, this_platform, wheels_for
-from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet, run, use_fleet
+from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet, use_fleet
 
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 

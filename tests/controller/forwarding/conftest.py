@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.relay_network import run
 from support.fleet_cli import eventually
 from support.forward_world import MODEL, REMOTE_PORT, ForwardWorld
-from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet, run
+from support.namespaces import HostOptions, NamespaceFleet, namespace_fleet
 from support.tiny_model import make_tiny_model
 
 
